@@ -1,0 +1,46 @@
+"""The compiled modules. Everything else about the package is in pyproject.toml."""
+
+import os
+import sys
+
+import numpy as np
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CHECKED = os.environ.get("AGENTMEM_CHECKED") == "1"
+
+# -ffp-contract=off: no fused multiply-add, so that bits do not depend on the compiler or the processor.
+# __restrict__-free code and -O3 are enough: nothing here asks for a processor newer than the baseline.
+if sys.platform == "win32":
+    flags = ["/O2"]
+else:
+    flags = ["-O3", "-g0", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    flags += os.environ.get("AGENTMEM_CFLAGS", "").split()
+
+extensions = [
+    Extension(
+        f"agentmem._core.{name}",
+        [f"src/agentmem/_core/{name}.pyx"],
+        include_dirs=[np.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=flags,
+        extra_link_args=os.environ.get("AGENTMEM_LDFLAGS", "").split(),
+    )
+    for name in ("array",)
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        build_dir="build/cython",
+        compiler_directives={
+            "language_level": "3",
+            "boundscheck": CHECKED,
+            "wraparound": False,
+            "initializedcheck": CHECKED,
+            "cdivision": True,
+            "embedsignature": True,
+            "embedsignature.format": "python",
+        },
+    )
+)

@@ -1,0 +1,25 @@
+"""The vocabulary of the kernels: value and index types, storage kinds, status codes.
+
+States are int32 wherever a model is involved (a model of 2**31 states would not fit any machine of today); only a bare
+array may be larger, and then its stored indices are int64. Sums are double everywhere.
+"""
+from libc.stdint cimport int32_t, int64_t
+
+ctypedef fused value_t:
+    float
+    double
+
+ctypedef fused index_t:
+    int32_t
+    int64_t
+
+cdef enum Storage:
+    PAIRS = 0    # values, then sorted indices
+    BITMAP = 1   # values, then one bit per cell
+    DENSE = 2    # one value per cell
+    UNIFORM = 3  # one value for all cells
+
+cdef enum Status:  # what a leaf returns below zero; a count otherwise
+    NO_EVIDENCE = -1   # the update left no probability at all
+    NOT_A_MEASURE = -2 # a belief with negative, non-finite or no mass
+    NO_MEMORY = -3
