@@ -26,7 +26,7 @@ extensions = [
         extra_compile_args=flags,
         extra_link_args=os.environ.get("AGENTMEM_LDFLAGS", "").split(),
     )
-    for name in ("array",)
+    for name in ("array", "scratch", "model", "belief")
 ]
 
 setup(

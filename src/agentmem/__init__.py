@@ -1,6 +1,42 @@
-"""Sparse belief states for many simulated agents."""
+"""Sparse belief states for many simulated agents: the numbers of dense NumPy in fewer bytes and less time.
 
+The house, in import order:
+
+=====================  =====================================================================================
+``errors``             `ImpossibleObservation`, `BudgetExceeded`, `CorruptData`
+``footprint``          `footprint`: how many bytes an object graph holds, by part
+``array``              `SparseArray`: real numbers of any shape, mostly zero; takes part in NumPy
+``belief``             `SparseBelief`: a `SparseArray` that is a measure, with the filter verbs
+``model``              `Model`: transition and observation tables with a prior, shared by all beliefs
+``profiler``           what a change costs and saves, measured (not imported here)
+``integrations``       worlds and agents of other libraries (not imported here)
+``cli``                the command ``agentmem``
+=====================  =====================================================================================
+
+Glossary. *State*: one of n numbered possibilities. *Belief*: a probability per state; *mass*: the same before it sums
+to 1; *support*: the states with mass. *Transition*: P(s' | s, action), *observation*: P(o | s', action), *likelihood*:
+one observation's column of it. *Evidence*: probability of what was observed. *Predict, correct, prune*: the steps of a
+filter. *Cells*: all places of an array, *entries*: those that are not zero.
+
+>>> import agentmem as am
+>>> model = am.Model(transition=[[0.9, 0.1], [0.2, 0.8]], observation=[[0.7, 0.3], [0.1, 0.9]])
+>>> belief = model.belief()
+>>> log_evidence = belief.update(model, action=0, observation=1)
+>>> belief
+SparseBelief(shape=(2,), dtype=float64, nnz=2, storage='dense', nbytes=104)
+"""
+
+from agentmem.array import SparseArray
+from agentmem.belief import SparseBelief
 from agentmem.errors import BudgetExceeded, CorruptData, ImpossibleObservation
+from agentmem.model import Model
 
 __version__ = "0.1.0"
-__all__ = ["BudgetExceeded", "CorruptData", "ImpossibleObservation"]
+__all__ = [
+    "BudgetExceeded",
+    "CorruptData",
+    "ImpossibleObservation",
+    "Model",
+    "SparseArray",
+    "SparseBelief",
+]

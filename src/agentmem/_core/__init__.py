@@ -1,9 +1,13 @@
 """The one door to compiled code. Python imports kernels from here and nowhere else.
 
 Contract: wrappers check every length and index they did not make themselves; misuse is a ValueError or TypeError here,
-an outcome (no evidence, no measure) comes back as a value and is named by the caller; arrays are as before when a call fails.
+an outcome (an impossible observation) goes to a hook of the container, which names it; content is as before when a call
+fails. Kernels hold the GIL for small work only, and borrow their workspaces from `scratch`.
 """
 
 from agentmem._core.array import CoreArray
+from agentmem._core.belief import CoreBelief
+from agentmem._core.model import CoreModel
+from agentmem._core.scratch import release_scratch, scratch_nbytes
 
-__all__ = ["CoreArray"]
+__all__ = ["CoreArray", "CoreBelief", "CoreModel", "release_scratch", "scratch_nbytes"]

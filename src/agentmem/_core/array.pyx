@@ -402,6 +402,21 @@ cdef class CoreArray:
         memcpy(block, cnp.PyArray_DATA(cells), n_cells * item)
         take_block(self, block, DENSE, n, n_cells, n_axes, type_num)
 
+    def _set_uniform(self, tuple shape, cnp.ndarray value not None):
+        """Take this shape with one value (a 1-element array, not zero) in every cell. O(1)."""
+        cdef Py_ssize_t n_cells
+        cdef Py_ssize_t[64] extents
+        cdef int n_axes = read_shape(shape, extents, &n_cells), type_num = cnp.PyArray_TYPE(value)
+        cdef Py_ssize_t item = item_size(type_num)
+        cdef char* block
+        if item == 0 or cnp.PyArray_SIZE(value) != 1 or not value.any() or n_cells == 0:
+            raise ValueError(f"value {value} given for shape {shape}; expected one number that is not zero, and cells")
+        block = new_block(UNIFORM, n_cells, n_cells, item, n_axes, extents + n_axes - n_extents(n_axes, n_cells))
+        if block == NULL:
+            raise MemoryError
+        memcpy(block, cnp.PyArray_DATA(value), item)
+        take_block(self, block, UNIFORM, n_cells, n_cells, n_axes, type_num)
+
     def _begin_write(self):
         """Enter as the one writer."""
         if self.writing:

@@ -1,0 +1,23 @@
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from agentmem._core.array import CoreArray
+from agentmem._core.model import CoreModel
+
+class CoreBelief(CoreArray):
+    pruned_mass: float
+    prune_below: float
+    def update(
+        self,
+        model: CoreModel,
+        action: int,
+        observation: int | None,
+        *,
+        prune: float | None = None,
+        on_impossible: Literal["raise", "predict", "likelihood"] = "raise",
+    ) -> float: ...
+    def predict(self, model: CoreModel, action: int) -> None: ...
+    def normalize(self) -> float: ...
+    def _correct(self, weights: NDArray[Any], per_entry: bool, largest: float) -> float | None: ...
+    def _is_measure(self) -> bool: ...

@@ -1,0 +1,715 @@
+"""The filter step of one belief: predict, correct, normalise and prune in one pass over a borrowed workspace.
+
+    source --push--> sums --collect--> found, mass --emit--> a new exact block
+
+Push adds T(s' | s, a) b(s) to one double accumulator per target. With little work it marks each target in a two-level
+bitmap, so that collect meets the targets in order and touches nothing else; with much work marking costs more than a
+scan over all sums, so push does not mark. Either way every target adds its terms in ascending order of source, and all
+totals run over ascending targets: the result does not depend on the way taken, on the storage, or on the thread.
+
+Until emit the belief is only read. What fails before leaves it as it was, and leaves the workspace clean.
+"""
+cimport numpy as cnp
+from cpython.long cimport PyLong_AsSsize_t, PyLong_CheckExact
+from libc.float cimport DBL_MIN
+from libc.math cimport INFINITY, frexp, isfinite, ldexp, log
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memcpy, memset
+
+import operator
+
+import numpy as np
+
+from agentmem._core.array cimport (CoreArray, adopt, copy_array, extents_of, index_offset, item_size, new_block,
+                                   smallest_storage)
+from agentmem._core.model cimport CoreModel, Table, check_action, check_observation
+from agentmem._core.scratch cimport Workspace, borrow, give_back, make_room
+from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NOT_A_MEASURE, PAIRS, UNIFORM, value_t)
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #if defined(_MSC_VER)
+    #include <intrin.h>
+    static int first_bit(unsigned long long w) { unsigned long i; _BitScanForward64(&i, w); return (int)i; }
+    #define prefetch(p) _mm_prefetch((const char*)(p), _MM_HINT_T0)
+    #define INLINE __forceinline
+    #else
+    #define first_bit(w) __builtin_ctzll(w)
+    #define prefetch(p) __builtin_prefetch(p)
+    #define INLINE inline __attribute__((always_inline))
+    #endif
+    """
+    int first_bit(uint64_t word) noexcept nogil
+    void prefetch(const void* address) noexcept nogil
+
+# A push marks its targets while it meets fewer than this many entries per state of the model; above, a scan is cheaper.
+cdef double MARK_BELOW = 0.5
+# Entries to meet from which releasing the GIL (45 ns) is lost in the noise.
+cdef Py_ssize_t RELEASE_FROM = 4000
+# Entries in a model from which its rows are likely out of cache, so that prefetching them pays.
+cdef Py_ssize_t PREFETCH_FROM = 1 << 18
+
+cdef enum:
+    BLOCK = 256  # support entries that are decoded at a time, where the storage has no list of them
+    AHEAD = 16   # rows that are prefetched ahead
+
+
+cdef struct Source:  # a belief as the kernels read it
+    int storage
+    Py_ssize_t n_states
+    Py_ssize_t n_stored
+    const void* mass
+    const int32_t* support
+    const uint64_t* words
+
+
+cdef struct Likelihood:  # of one observation, divided by 2**exponent
+    bint given
+    int exponent
+    Py_ssize_t n
+    const int32_t* states  # NULL: one value per state
+    const void* values
+
+
+cdef struct Posterior:  # what collect leaves in the workspace for emit
+    const int32_t* found   # NULL: mass has one entry per state, zeros included
+    double* mass
+    Py_ssize_t n
+    double source_total
+    double total
+    double largest
+
+
+# ---- leaves: push
+
+cdef inline Py_ssize_t push_rows(const value_t* mass, const int32_t* support, Py_ssize_t first, Py_ssize_t n,
+                                 const Table* T, double* sums, uint64_t* touched, uint64_t* summary,
+                                 double* source_total, bint listed, bint marked, bint ahead) noexcept nogil:
+    """Push n rows: those in `support`, or `first`, `first + 1`, ... Returns how many entries were met.
+
+    The three flags are literals at every call, so that the compiler makes one loop of each kind.
+    """
+    cdef const int64_t* offsets = T.offsets
+    cdef const int32_t* columns = T.columns
+    cdef const value_t* values = <const value_t*> T.values
+    cdef Py_ssize_t k, e, start, end, row, met = 0
+    cdef int32_t target
+    cdef uint64_t word
+    cdef double p, total = source_total[0]
+    for k in range(n):
+        row = support[k] if listed else first + k
+        if ahead and k + 2 * AHEAD < n:
+            prefetch(&offsets[support[k + 2 * AHEAD]])
+            start = offsets[support[k + AHEAD]]
+            prefetch(&columns[start])
+            prefetch(&values[start])
+        p = mass[k]
+        total += p
+        start = offsets[row]
+        end = offsets[row + 1]
+        met += end - start
+        for e in range(start, end):
+            target = columns[e]
+            if marked:
+                word = touched[target >> 6]
+                if word == 0:
+                    summary[target >> 12] |= (<uint64_t> 1) << ((target >> 6) & 63)
+                touched[target >> 6] = word | (<uint64_t> 1) << (target & 63)
+            sums[target] += p * values[e]
+    source_total[0] = total
+    return met
+
+
+cdef Py_ssize_t push_list(const value_t* mass, const int32_t* support, Py_ssize_t n, const Table* T, Workspace* w,
+                          double* source_total, bint marked) noexcept nogil:
+    cdef bint ahead = T.n_entries >= PREFETCH_FROM
+    if marked and ahead:
+        return push_rows(mass, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, True, True)
+    if marked:
+        return push_rows(mass, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, True, False)
+    if ahead:
+        return push_rows(mass, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, False, True)
+    return push_rows(mass, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, False, False)
+
+
+cdef void push_dense_rows(const value_t* mass, const int32_t* support, Py_ssize_t first, Py_ssize_t n, const Table* T,
+                          double* sums, double* source_total) noexcept nogil:
+    """Push n rows of a dense table: those in `support`, or `first`, `first + 1`, ... if it is NULL."""
+    cdef Py_ssize_t k, target, row
+    cdef const value_t* values
+    cdef double p
+    for k in range(n):
+        row = support[k] if support != NULL else first + k
+        p = mass[k]
+        source_total[0] += p
+        if p == 0:
+            continue
+        values = <const value_t*> T.values + row * T.n_columns
+        for target in range(T.n_columns):
+            sums[target] += p * values[target]
+
+
+cdef Py_ssize_t decode(const uint64_t* words, Py_ssize_t first, Py_ssize_t last, int32_t* support) noexcept nogil:
+    """The states whose bits are set in words [first, last)."""
+    cdef Py_ssize_t k, n = 0
+    cdef uint64_t word
+    for k in range(first, last):
+        word = words[k]
+        while word:
+            support[n] = <int32_t> (k * 64 + first_bit(word))
+            word &= word - 1
+            n += 1
+    return n
+
+
+cdef Py_ssize_t push(const value_t* mass, const Source* source, const Table* T, Workspace* w, bint marked,
+                     double* source_total) noexcept nogil:
+    """Push all of a belief, whatever its storage. Returns an upper bound of the targets met."""
+    cdef int32_t[BLOCK] support
+    cdef value_t[BLOCK] same
+    cdef Py_ssize_t k, n, met = 0, done = 0, n_words = (source.n_states + 63) >> 6
+    if source.storage == PAIRS:
+        if T.offsets == NULL:
+            push_dense_rows(mass, source.support, 0, source.n_stored, T, w.sums, source_total)
+        else:
+            met = push_list(mass, source.support, source.n_stored, T, w, source_total, marked)
+    elif source.storage == BITMAP:
+        for k in range(0, n_words, 4):  # 4 words hold a block
+            n = decode(source.words, k, min(k + 4, n_words), support)
+            if T.offsets == NULL:
+                push_dense_rows(mass + done, support, 0, n, T, w.sums, source_total)
+            else:
+                met += push_list(mass + done, support, n, T, w, source_total, marked)
+            done += n
+    else:
+        if source.storage == UNIFORM:
+            for k in range(BLOCK):
+                same[k] = mass[0]
+        while done < source.n_states:
+            n = source.n_states if source.storage == DENSE else min(<Py_ssize_t> BLOCK, source.n_states - done)
+            if T.offsets == NULL:
+                push_dense_rows(mass if source.storage == DENSE else same, NULL, done, n, T, w.sums, source_total)
+            else:
+                met += push_rows(mass if source.storage == DENSE else same, NULL, done, n, T, w.sums, w.touched,
+                                 w.summary, source_total, False, False, False)
+            done += n
+    return min(met, source.n_states) if T.offsets != NULL else source.n_states
+
+
+# ---- leaves: collect
+
+cdef Py_ssize_t seek(const int32_t* states, Py_ssize_t start, Py_ssize_t n, int32_t wanted) noexcept nogil:
+    """The first position from `start` on whose state is not below `wanted`, by doubling steps."""
+    cdef Py_ssize_t step = 1, low = start, high, middle
+    while low + step < n and states[low + step] < wanted:
+        low += step
+        step *= 2
+    high = min(low + step, n)
+    while low < high:
+        middle = (low + high) >> 1
+        if states[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef void collect_marked(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
+                         Posterior* out) noexcept nogil:
+    """Gather and clear the marked sums in ascending order, weighted by the likelihood."""
+    cdef Py_ssize_t s, n = 0, at = 0, word_at, n_summary = (n_states + 4095) >> 12
+    cdef uint64_t above, word
+    cdef int32_t target
+    cdef double v, total = 0, largest = 0
+    for s in range(n_summary):
+        above = w.summary[s]
+        w.summary[s] = 0
+        while above:
+            word_at = s * 64 + first_bit(above)
+            above &= above - 1
+            word = w.touched[word_at]
+            w.touched[word_at] = 0
+            while word:
+                target = <int32_t> (word_at * 64 + first_bit(word))
+                word &= word - 1
+                v = w.sums[target]
+                w.sums[target] = 0
+                if L.given:
+                    if L.states == NULL:
+                        v *= weights[target]
+                    else:
+                        if at < L.n and L.states[at] < target:
+                            at = seek(L.states, at, L.n, target)
+                        v = v * weights[at] if at < L.n and L.states[at] == target else 0
+                if v > 0:
+                    w.found[n] = target
+                    w.mass[n] = v
+                    n += 1
+                    total += v
+                    if v > largest:
+                        largest = v
+    out.found, out.mass, out.n, out.total, out.largest = w.found, w.mass, n, total, largest
+
+
+cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
+                         Posterior* out) noexcept nogil:
+    """Gather the unmarked sums at the states that the likelihood lists, and clear all."""
+    cdef Py_ssize_t k, n = 0
+    cdef double v, total = 0, largest = 0
+    for k in range(L.n):
+        v = w.sums[L.states[k]] * weights[k]
+        if v > 0:
+            w.found[n] = L.states[k]
+            w.mass[n] = v
+            n += 1
+            total += v
+            if v > largest:
+                largest = v
+    memset(w.sums, 0, n_states * sizeof(double))
+    out.found, out.mass, out.n, out.total, out.largest = w.found, w.mass, n, total, largest
+
+
+cdef void collect_all(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
+                      Posterior* out) noexcept nogil:
+    """Weight all sums in place. They stay where they are: emit clears them."""
+    cdef Py_ssize_t s
+    cdef double v, total = 0, largest = 0
+    cdef double* sums = w.sums
+    if L.given:
+        for s in range(n_states):
+            v = sums[s] * weights[s]
+            sums[s] = v
+            total += v
+            largest = v if v > largest else largest
+    else:
+        for s in range(n_states):
+            v = sums[s]
+            total += v
+            largest = v if v > largest else largest
+    out.found, out.mass, out.n, out.total, out.largest = NULL, sums, n_states, total, largest
+
+
+cdef void clear(Workspace* w, Py_ssize_t n_states) noexcept nogil:
+    memset(w.sums, 0, n_states * sizeof(double))
+    memset(w.touched, 0, ((n_states + 63) >> 6) * sizeof(uint64_t))
+    memset(w.summary, 0, ((n_states + 4095) >> 12) * sizeof(uint64_t))
+
+
+cdef int predict_correct(const value_t* mass, const Source* source, const Table* T, const Likelihood* L,
+                         Workspace* w, bint marked, Posterior* out) noexcept nogil:
+    """Push and collect. NO_MEMORY leaves the workspace clean."""
+    cdef const value_t* weights = <const value_t*> L.values
+    cdef Py_ssize_t bound
+    out.source_total = 0
+    bound = push(mass, source, T, w, marked, &out.source_total)
+    if marked or L.states != NULL:
+        if not make_room(w, bound if marked else L.n):
+            clear(w, source.n_states)
+            return NO_MEMORY
+        if marked:
+            collect_marked(weights, L, w, source.n_states, out)
+        else:
+            collect_listed(weights, L, w, source.n_states, out)
+    else:
+        collect_all(weights, L, w, source.n_states, out)
+    return 0
+
+
+cdef void list_mass(const value_t* mass, const Source* source, Workspace* w, Posterior* out) noexcept nogil:
+    """The belief itself as a posterior, unweighted: states, mass, total and largest."""
+    cdef Py_ssize_t k, n = 0, n_words = (source.n_states + 63) >> 6
+    cdef double total = 0, largest = 0
+    if source.storage == PAIRS:
+        memcpy(w.found, source.support, source.n_stored * sizeof(int32_t))
+        for k in range(source.n_stored):
+            w.mass[k] = mass[k]
+        n = source.n_stored
+    elif source.storage == BITMAP:
+        n = decode(source.words, 0, n_words, w.found)
+        for k in range(n):
+            w.mass[k] = mass[k]
+    else:
+        for k in range(source.n_states):
+            if source.storage == UNIFORM or mass[k] != 0:
+                w.found[n] = <int32_t> k
+                w.mass[n] = mass[0 if source.storage == UNIFORM else k]
+                n += 1
+    for k in range(n):
+        total += w.mass[k]
+        if w.mass[k] > largest:
+            largest = w.mass[k]
+    out.found, out.mass, out.n, out.total, out.largest, out.source_total = w.found, w.mass, n, total, largest, total
+
+
+cdef void weigh(const value_t* weights, bint per_entry, double scale, Posterior* out) noexcept nogil:
+    """Multiply a listed posterior by `scale` times weights, one per entry or one per state."""
+    cdef Py_ssize_t k
+    cdef double v, total = 0, largest = 0
+    for k in range(out.n):
+        v = out.mass[k] * (weights[k if per_entry else out.found[k]] * scale)
+        out.mass[k] = v
+        total += v
+        if v > largest:
+            largest = v
+    out.total, out.largest = total, largest
+
+
+# ---- leaves: emit
+
+cdef Py_ssize_t count_kept(const Posterior* posterior, double threshold, double* kept_mass) noexcept nogil:
+    cdef Py_ssize_t k, kept = 0
+    cdef double total = 0
+    for k in range(posterior.n):
+        if posterior.mass[k] >= threshold:
+            kept += 1
+            total += posterior.mass[k]
+    kept_mass[0] = total
+    return kept
+
+
+cdef void write_kept(value_t* values, const Posterior* posterior, double threshold, double kept_mass, int storage,
+                     Py_ssize_t n_states, char* positions) noexcept nogil:
+    """Write what is kept, normalised, in the given form."""
+    cdef Py_ssize_t k, n = 0
+    cdef int32_t state
+    cdef double v
+    cdef const double* mass = posterior.mass
+    cdef int32_t* support = <int32_t*> positions
+    cdef uint64_t* words = <uint64_t*> positions
+    if storage == DENSE and posterior.found == NULL:
+        for k in range(n_states):
+            v = mass[k] / kept_mass
+            values[k] = <value_t> (v if mass[k] >= threshold else 0)
+        return
+    if storage == DENSE:
+        memset(values, 0, n_states * sizeof(value_t))
+    elif storage == BITMAP:
+        memset(words, 0, ((n_states + 63) >> 6) * 8)
+    for k in range(posterior.n):
+        if not mass[k] >= threshold:
+            continue
+        state = posterior.found[k] if posterior.found != NULL else <int32_t> k
+        if storage == DENSE:
+            values[state] = <value_t> (mass[k] / kept_mass)
+            continue
+        values[n] = <value_t> (mass[k] / kept_mass)
+        if storage == PAIRS:
+            support[n] = state
+        else:
+            words[state >> 6] |= (<uint64_t> 1) << (state & 63)
+        n += 1
+
+
+# ---- between the leaves and Python
+
+cdef void read_source(CoreArray self, Source* source) noexcept nogil:
+    cdef char* positions = self.block + index_offset(self.storage, self.n_stored, self.n_cells,
+                                                     item_size(self.type_num))
+    source.storage = self.storage
+    source.n_states = self.n_cells
+    source.n_stored = self.n_stored
+    source.mass = self.block
+    source.support = <const int32_t*> positions
+    source.words = <const uint64_t*> positions
+
+
+cdef int read_likelihood(CoreModel model, Py_ssize_t action, Py_ssize_t observation, Likelihood* L) noexcept nogil:
+    cdef Table* table = &model.tables[model.observation_of[action]]
+    cdef Py_ssize_t item = item_size(model.type_num), start
+    L.given = True
+    L.exponent = table.exponents[observation]
+    if table.offsets == NULL:
+        L.states = NULL
+        L.n = table.n_columns
+        start = observation * table.n_columns
+    else:
+        start = table.offsets[observation]
+        L.n = table.offsets[observation + 1] - start
+        L.states = table.columns + start
+    L.values = <const char*> table.values + start * item
+    return 0
+
+
+cdef class CoreBelief(CoreArray):
+    """What `SparseBelief` is underneath: an array with the filter verbs."""
+
+    cdef public double pruned_mass  # dropped by pruning so far, each time as a share of one
+    cdef double relative            # what `update` prunes below, as a share of the largest entry
+
+    def __cinit__(self):
+        self.relative = 1e-12
+
+    @property
+    def prune_below(self):
+        """What `update` prunes unless told otherwise: entries below this share of the largest. 0.0 is exact."""
+        return self.relative
+
+    @prune_below.setter
+    def prune_below(self, value):
+        self.relative = share(value, "prune_below")
+
+    def copy(self, order="C"):
+        """An independent belief with the same content, `prune_below` and `pruned_mass`. O(bytes held)."""
+        cdef CoreBelief other = <CoreBelief> copy_array(self)
+        other.relative = self.relative
+        other.pruned_mass = self.pruned_mass
+        return other
+
+    def update(self, CoreModel model not None, action, observation, *, prune=None, str on_impossible not None="raise"):
+        """One filter step in place: predict, correct, normalise, prune.
+
+        Parameters
+        ----------
+        model : Model
+            Of as many states as the belief has cells, and of its dtype.
+        action : int
+        observation : int or None
+            None: predict only.
+        prune : float, optional
+            Drop what is below this share of the largest entry; None: `prune_below`; 0.0: exact.
+        on_impossible : {"raise", "predict", "likelihood"}
+            When belief and model rule the observation out: raise, keep the predicted belief, or restart from the
+            likelihood alone.
+
+        Returns
+        -------
+        float
+            Log of the probability of the observation given all before (nats); 0.0 without an observation; -inf when
+            it was impossible and that was not raised.
+
+        Raises
+        ------
+        ImpossibleObservation
+            The observation has no probability; the belief is as before.
+        TypeError
+            The dtypes of belief and model differ; action or observation is not an int.
+        ValueError
+            A shape or number that does not fit, or a belief that is no measure.
+
+        Notes
+        -----
+        O(entries of T in the rows of the support). Allocates the new content and nothing else. Releases the GIL when
+        the work is worth it; a second thread that writes this belief meanwhile gets RuntimeError.
+        """
+        cdef Source source
+        cdef Likelihood L
+        cdef Posterior posterior
+        cdef Workspace* w
+        cdef Table* T
+        cdef Py_ssize_t a = as_index(action, "action"), o = 0
+        cdef double relative = self.relative if prune is None else share(prune, "prune"), entries
+        cdef int status
+        cdef bint marked
+        L.given = observation is not None
+        if L.given:
+            o = as_index(observation, "observation")
+        if on_impossible != "raise" and on_impossible != "predict" and on_impossible != "likelihood":
+            raise ValueError(f"on_impossible={on_impossible!r} given; expected 'raise', 'predict' or 'likelihood'")
+        check_action(model, a)
+        if L.given:
+            check_observation(model, o)
+        if self.type_num != model.type_num:
+            raise TypeError(f"belief of {self.dtype} given with a model of {model.dtype}; expected the same dtype")
+        if self.n_cells != model.n_states:
+            raise ValueError(f"belief of {self.n_cells} states given with a model of {model.n_states}")
+        begin(self)
+
+        T = &model.tables[model.transition_of[a]]
+        read_source(self, &source)
+        L.states, L.values, L.exponent, L.n = NULL, NULL, 0, 0
+        if L.given:
+            read_likelihood(model, a, o, &L)
+        entries = (<double> self.n_stored) * T.n_entries / T.n_rows
+        marked = T.offsets != NULL and self.storage <= BITMAP and entries < MARK_BELOW * self.n_cells
+        w = borrow(self.n_cells)
+        if w == NULL:
+            self.writing = 0
+            raise MemoryError
+        if entries < RELEASE_FROM and T.offsets != NULL:
+            status = step(self, &source, T, &L, w, marked, &posterior)
+        else:
+            with nogil:
+                status = step(self, &source, T, &L, w, marked, &posterior)
+        if status == 0:
+            status = emit(self, w, &posterior, relative, entries >= RELEASE_FROM)
+        give_back(w)
+        self.writing = 0
+        if status == 0:
+            if not L.given:
+                return 0.0
+            return log(posterior.total / posterior.source_total) + L.exponent * 0.6931471805599453
+        if status == NO_EVIDENCE and L.given:
+            return self._on_impossible(model, a, o, on_impossible, relative)
+        raise_status(status)
+
+    def predict(self, CoreModel model not None, action):
+        """Replace the belief by its prediction: b'(s') = sum_s T(s' | s, action) b(s), normalised, nothing pruned.
+
+        See `update`, of which this is the first half.
+        """
+        self.update(model, action, None, prune=0.0)
+
+    def _correct(self, cnp.ndarray weights not None, bint per_entry, double largest):
+        """Multiply by weights (float32 or float64; one per entry or one per cell; the largest given) and normalise.
+
+        Returns the log-evidence, or None where no probability is left (then the belief is as before).
+        """
+        cdef Source source
+        cdef Posterior posterior
+        cdef Workspace* w
+        cdef int exponent = 0, status
+        cdef double scale
+        if not cnp.PyArray_IS_C_CONTIGUOUS(weights) or not cnp.PyArray_ISNOTSWAPPED(weights) or \
+                not cnp.PyArray_ISALIGNED(weights) or cnp.PyArray_TYPE(weights) not in (cnp.NPY_DOUBLE, cnp.NPY_FLOAT):
+            raise TypeError(f"weights of dtype {weights.dtype} given; expected contiguous float32 or float64")
+        if cnp.PyArray_SIZE(weights) != (self.n_stored if per_entry else self.n_cells):
+            raise ValueError(f"{cnp.PyArray_SIZE(weights)} weights given for {self.n_stored} entries of {self.n_cells}")
+        begin(self)
+        w = listing_workspace(self)
+        frexp(largest, &exponent)
+        exponent = max(-1000, min(1000, exponent))
+        scale = ldexp(1.0, -exponent)
+        with nogil:
+            read_source(self, &source)
+            if self.type_num == cnp.NPY_DOUBLE:
+                list_mass(<const double*> source.mass, &source, w, &posterior)
+            else:
+                list_mass(<const float*> source.mass, &source, w, &posterior)
+            if cnp.PyArray_TYPE(weights) == cnp.NPY_DOUBLE:
+                weigh(<const double*> cnp.PyArray_DATA(weights), per_entry, scale, &posterior)
+            else:
+                weigh(<const float*> cnp.PyArray_DATA(weights), per_entry, scale, &posterior)
+        status = emit(self, w, &posterior, 0.0, True)
+        give_back(w)
+        self.writing = 0
+        if status == 0:
+            return log(posterior.total / posterior.source_total) + exponent * 0.6931471805599453
+        if status == NO_EVIDENCE:
+            return None
+        raise_status(status)
+
+    def normalize(self):
+        """Make the belief sum to 1; return what it summed to. O(nnz)."""
+        cdef Source source
+        cdef Posterior posterior
+        cdef Workspace* w
+        cdef int status
+        begin(self)
+        w = listing_workspace(self)
+        with nogil:
+            read_source(self, &source)
+            if self.type_num == cnp.NPY_DOUBLE:
+                list_mass(<const double*> source.mass, &source, w, &posterior)
+            else:
+                list_mass(<const float*> source.mass, &source, w, &posterior)
+        status = emit(self, w, &posterior, 0.0, True)
+        give_back(w)
+        self.writing = 0
+        if status != 0:
+            raise_status(status)
+        return posterior.source_total
+
+    def _is_measure(self):
+        """Whether the content is finite, non-negative, not all zero and of float32 or float64; remembered until written."""
+        return check_measure(self)
+
+
+cdef Workspace* listing_workspace(CoreBelief self) except NULL:
+    """A workspace with room for every entry of `self`, which `begin` has entered."""
+    cdef Workspace* w = borrow(0)
+    if w != NULL and make_room(w, self.n_stored):
+        return w
+    if w != NULL:
+        give_back(w)
+    self.writing = 0
+    raise MemoryError
+
+
+cdef int step(CoreBelief self, Source* source, Table* T, Likelihood* L, Workspace* w, bint marked,
+              Posterior* posterior) noexcept nogil:
+    if self.type_num == cnp.NPY_DOUBLE:
+        return predict_correct(<const double*> source.mass, source, T, L, w, marked, posterior)
+    return predict_correct(<const float*> source.mass, source, T, L, w, marked, posterior)
+
+
+cdef int emit(CoreBelief self, Workspace* w, Posterior* posterior, double relative, bint release):
+    """Make what is kept of the posterior, normalised, the content of `self`; the workspace is clean afterwards."""
+    cdef Py_ssize_t n_cells = self.n_cells, kept, item = item_size(self.type_num)
+    cdef double kept_mass = 0, threshold
+    cdef int storage, status = 0
+    cdef char* block = NULL
+    # what the dtype cannot hold once normalised would be a stored zero
+    threshold = posterior.total * (4.9406564584124654e-324 if self.type_num == cnp.NPY_DOUBLE else 1.4012984643e-45)
+    threshold = max(threshold, relative * posterior.largest, 4.9406564584124654e-324)
+    if not isfinite(posterior.total) or not isfinite(posterior.source_total):
+        status = NOT_A_MEASURE
+    elif posterior.total <= 0:
+        status = NO_EVIDENCE
+    else:
+        with nogil:
+            kept = count_kept(posterior, threshold, &kept_mass)
+            storage = smallest_storage(self.storage, kept, n_cells, item)
+            block = new_block(storage, kept, n_cells, item, self.n_axes, extents_of(self))
+            if block == NULL:
+                status = NO_MEMORY
+            elif self.type_num == cnp.NPY_DOUBLE:
+                write_kept(<double*> block, posterior, threshold, kept_mass, storage, n_cells,
+                           block + index_offset(storage, kept, n_cells, item))
+            else:
+                write_kept(<float*> block, posterior, threshold, kept_mass, storage, n_cells,
+                           block + index_offset(storage, kept, n_cells, item))
+    if posterior.found == NULL:
+        memset(w.sums, 0, n_cells * sizeof(double))
+    if status == 0:
+        adopt(self, block, storage, kept)
+        self.is_measure = True
+        if relative > 0:
+            self.pruned_mass += max(0.0, (posterior.total - kept_mass) / posterior.total)
+    return status
+
+
+cdef int begin(CoreBelief self) except -1:
+    """Enter as the one writer, with a measure."""
+    if self.writing:
+        raise RuntimeError("two writers in one belief: another thread is updating it")
+    if not check_measure(self):
+        self._explain_no_measure()
+        raise ValueError("belief is no measure")
+    self.writing = 2
+    return 0
+
+
+cdef bint check_measure(CoreBelief self):
+    if not self.is_measure:
+        if self.type_num != cnp.NPY_DOUBLE and self.type_num != cnp.NPY_FLOAT or self.n_stored == 0 \
+                or self.n_cells > 0x7fffffff:
+            return False
+        values = self._lookup(np.zeros(1, dtype=np.intp)) if self.storage == UNIFORM else self.values
+        self.is_measure = bool(values.min() > 0 and values.max() < INFINITY)
+    return self.is_measure
+
+
+cdef int raise_status(int status) except -1:
+    if status == NO_MEMORY:
+        raise MemoryError
+    if status == NOT_A_MEASURE:
+        raise ValueError("belief whose sum overflows given; expected a finite sum")
+    raise ValueError("no probability is left: all of it underflowed")
+
+
+cdef Py_ssize_t as_index(value, str name) except -1:
+    if PyLong_CheckExact(value):
+        return PyLong_AsSsize_t(value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} {value!r} of type {type(value).__name__} given; expected an int") from None
+
+
+cdef double share(value, str name) except -1.0:
+    cdef double number = value
+    if not 0 <= number < 1:
+        raise ValueError(f"{name}={value!r} given; expected at least 0 and below 1")
+    return number

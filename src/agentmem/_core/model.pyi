@@ -1,0 +1,27 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = tuple[NDArray[Any] | None, NDArray[Any] | None, NDArray[Any], NDArray[Any] | None]
+
+class CoreModel:
+    def _set(
+        self,
+        n_states: int,
+        n_observations: int,
+        dtype: np.dtype[Any],
+        transitions: list[Arrays],
+        observations: list[Arrays],
+        transition_of: list[int],
+        observation_of: list[int],
+    ) -> None: ...
+    def likelihood(self, action: int, observation: int) -> NDArray[np.float64]: ...
+    @property
+    def n_states(self) -> int: ...
+    @property
+    def n_actions(self) -> int: ...
+    @property
+    def n_observations(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...

@@ -1,0 +1,493 @@
+"""Model: immutable sparse transition and observation tables with a prior, shared by every belief.
+
+Built once from matrices, checked row by row; kept as plain arrays that one file, one process or many can share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from agentmem._core import CoreModel
+from agentmem.belief import SparseBelief
+from agentmem.errors import CorruptData
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+MAGIC = b"AGENTMEM"
+VERSION = 1
+PREAMBLE = struct.Struct("<8sIIQ40s")  # magic, version, length of the header, of the file, checksum of all that follows
+ALIGNMENT = 64
+
+
+class Table(NamedTuple):
+    """One matrix by rows, in CSR or (offsets and columns None) dense; observation tables are transposed and scaled."""
+
+    offsets: NDArray[np.int64] | None
+    columns: NDArray[np.int32] | None
+    values: NDArray[Any]
+    exponents: NDArray[np.int32] | None
+
+    def buffers(self, prefix: str) -> Iterator[tuple[str, NDArray[Any]]]:
+        for name, array in zip(self._fields, self, strict=True):
+            if array is not None:
+                yield f"{prefix}.{name}", array
+
+
+class Model(CoreModel):
+    """What all agents of one kind share: P(s' | s, a), P(o | s', a) and a prior. Immutable.
+
+    Parameters
+    ----------
+    transition : (S, S) matrix, list of them (one per action), or (A, S, S) array; dense or scipy.sparse
+        Rows are the current state s and sum to 1.
+    observation : (S, O) matrix, or one per action; dense or scipy.sparse
+        Rows are the next state s' and sum to 1.
+    initial : (S,) array_like or SparseBelief, optional
+        Prior over states; uniform if None.
+    dtype : {float64, float32}
+        Of the stored probabilities, and so of the beliefs.
+    drop_below : float
+        Drop smaller entries and renormalise their rows; `dropped_entries` and `dropped_mass` tell what that took.
+    row_tolerance : float
+        How far from 1 a row may sum. Rows within it are used as given.
+
+    Attributes
+    ----------
+    dropped_entries : int
+        How many entries `drop_below` took.
+    dropped_mass : float
+        The largest probability it took from one row.
+
+    Raises
+    ------
+    ValueError
+        A row that does not sum to 1, a negative or non-finite entry (each named by action and state), or a shape that
+        does not fit.
+
+    Notes
+    -----
+    Inputs are copied. Equal matrices of several actions are kept once, each in the smaller of CSR and dense. Any number of
+    threads may use a model. Two models are equal if their `digest` is.
+
+    Examples
+    --------
+    >>> import agentmem as am
+    >>> stay, swap = [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]
+    >>> am.Model([stay, swap], [[0.8, 0.2], [0.3, 0.7]])
+    Model(n_states=2, n_actions=2, n_observations=2, dtype=float64, density=0.5, nbytes=1116)
+    """
+
+    __slots__ = ("_digest", "_dropped", "_header", "_initial", "_nbytes", "_tables")
+
+    _tables: dict[str, Table]
+    _header: dict[str, Any]
+    _initial: SparseBelief
+    _dropped: tuple[int, float]
+    _digest: str | None
+    _nbytes: int
+
+    def __init__(
+        self,
+        transition: Any,
+        observation: Any,
+        initial: Any = None,
+        *,
+        dtype: DTypeLike = np.float64,
+        drop_below: float = 0.0,
+        row_tolerance: float = 1e-5,
+    ) -> None:
+        dtype = np.dtype(dtype)
+        if dtype not in (np.float32, np.float64):
+            raise TypeError(f"dtype {dtype} given; a model is float32 or float64")
+        if not 0 <= drop_below < 1:
+            raise ValueError(f"drop_below={drop_below!r} given; expected at least 0 and below 1")
+        transitions, observations = _matrices(transition, "transition"), _matrices(observation, "observation")
+        if len(observations) not in (1, len(transitions)):
+            raise ValueError(
+                f"{len(observations)} observation matrices given for {len(transitions)} actions; expected one or one each"
+            )
+        n_states, n_observations = transitions[0].shape[0], observations[0].shape[1]
+        limits = drop_below, row_tolerance
+        built_t = _build(transitions, "transition", (n_states, n_states), dtype, limits, transposed=False)
+        built_o = _build(observations, "observation", (n_states, n_observations), dtype, limits, transposed=True)
+        header = {
+            "dtype": dtype.name,
+            "n_states": n_states,
+            "n_observations": n_observations,
+            "transition_of": built_t.table_of,
+            "observation_of": built_o.table_of * (len(transitions) if len(observations) == 1 else 1),
+            "n_transitions": len(built_t.tables),
+            "n_observation_tables": len(built_o.tables),
+            "dropped": [built_t.dropped[0] + built_o.dropped[0], max(built_t.dropped[1], built_o.dropped[1])],
+        }
+        prior = _prior(initial, n_states, dtype, row_tolerance)
+        header["uniform"] = prior is None
+        buffers: dict[str, NDArray[Any]] = {}
+        for name, tables in (("transition", built_t.tables), ("observation", built_o.tables)):
+            for k, table in enumerate(tables):
+                buffers.update(table.buffers(f"{name}.{k}"))
+        if prior is not None:
+            buffers["initial.indices"] = prior.indices.astype(np.int32)
+            buffers["initial.values"] = prior.values
+        self._fill(header, buffers)
+
+    # ---- other ways to make one
+
+    @classmethod
+    def from_pymdp(cls, A: Any, B: Any, D: Any = None, *, dtype: DTypeLike = np.float64) -> Self:
+        """A model from pymdp's layout: A (O, S), B (S', S, U), D (S,); also as pymdp's lists of one modality or factor.
+
+        Raises ValueError for several modalities or factors.
+        """
+        likelihood, transition = _only(A, "A", "modalities"), _only(B, "B", "factors")
+        if likelihood.ndim != 2 or transition.ndim != 3:
+            raise ValueError(f"A of shape {likelihood.shape} and B of shape {transition.shape} given; "
+                             "expected (O, S) and (S', S, U)")
+        return cls(
+            [transition[:, :, u].T for u in range(transition.shape[2])],
+            likelihood.T,
+            None if D is None else _only(D, "D", "factors"),
+            dtype=dtype,
+        )
+
+    @classmethod
+    def from_hmm(cls, startprob: ArrayLike, transmat: Any, emissionprob: Any, *, dtype: DTypeLike = np.float64) -> Self:
+        """A model of one action from hmmlearn's `startprob_`, `transmat_` and `emissionprob_`."""
+        return cls([transmat], emissionprob, startprob, dtype=dtype)
+
+    @classmethod
+    def from_buffers(cls, header: Mapping[str, Any], buffers: Mapping[str, NDArray[Any]]) -> Self:
+        """The model whose `header` and `buffers()` these are. The arrays are checked and held, not copied."""
+        model = cls.__new__(cls)
+        model._fill(dict(header), dict(buffers))
+        return model
+
+    def _fill(self, header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> None:
+        """Take checked arrays; the only place that writes a model's fields."""
+        tables = {
+            f"{name}.{k}": Table(*(buffers.get(f"{name}.{k}.{field}") for field in Table._fields))  # type: ignore[arg-type]
+            for name, count in (("transition", "n_transitions"), ("observation", "n_observation_tables"))
+            for k in range(header[count])
+        }
+        for array in buffers.values():
+            array.flags.writeable = False
+        self._set(
+            header["n_states"],
+            header["n_observations"],
+            np.dtype(header["dtype"]),
+            [table for name, table in tables.items() if name.startswith("transition")],
+            [table for name, table in tables.items() if name.startswith("observation")],
+            header["transition_of"],
+            header["observation_of"],
+        )
+        if header["uniform"]:
+            self._initial = SparseBelief.uniform(self.n_states, dtype=self.dtype)
+        else:
+            self._initial = SparseBelief.from_indices(
+                buffers["initial.indices"], buffers["initial.values"], self.n_states, dtype=self.dtype
+            )
+        self._header, self._tables, self._digest = header, tables, None
+        self._dropped = (int(header["dropped"][0]), float(header["dropped"][1]))
+        arrays = [a for table in tables.values() for a in table if a is not None]
+        self._nbytes = sys.getsizeof(self) + self._initial.nbytes + sum(a.nbytes for a in arrays)
+
+    # ---- looks
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tables and prior; for an opened file the mapped ones, which processes share."""
+        return self._nbytes
+
+    @property
+    def density(self) -> float:
+        """Share of the transition tables' cells that are not zero, over all actions."""
+        per_table = [np.count_nonzero(self._tables[f"transition.{k}"].values) for k in range(self._header["n_transitions"])]
+        met = sum(per_table[k] for k in self._header["transition_of"])
+        return float(met / (self.n_actions * self.n_states**2))
+
+    @property
+    def dropped_entries(self) -> int:
+        return self._dropped[0]
+
+    @property
+    def dropped_mass(self) -> float:
+        return self._dropped[1]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the content: equal for equal models, however they were made. O(nbytes) the first time."""
+        if self._digest is None:
+            hasher = hashlib.blake2b(digest_size=32)
+            hasher.update(_canonical({k: v for k, v in self._header.items() if k not in ("dropped", "digest")}))
+            for name, array in self.buffers().items():
+                hasher.update(f"{name} {array.dtype.str} {array.size};".encode())
+                hasher.update(array)
+            self._digest = hasher.hexdigest()
+        return self._digest
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Model) and self.digest == other.digest)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(n_states={self.n_states}, n_actions={self.n_actions}, "
+            f"n_observations={self.n_observations}, dtype={self.dtype}, density={self.density:.3g}, nbytes={self.nbytes})"
+        )
+
+    def belief(self) -> SparseBelief:
+        """A new belief that holds the prior. O(its support)."""
+        return self._initial.copy()
+
+    # ---- as header and buffers
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The facts that `from_buffers` needs beside the arrays; JSON can hold it."""
+        return dict(self._header)
+
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """Every array by name, read-only and not copied."""
+        named = {name: array for prefix, table in self._tables.items() for name, array in table.buffers(prefix)}
+        if not self._header["uniform"]:
+            named["initial.indices"] = self._initial.indices.astype(np.int32)
+            named["initial.values"] = self._initial.values
+        return named
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_buffers, (self.header, self.buffers())
+
+    # ---- as a file
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file for `open`, under a temporary name until it is whole. O(nbytes)."""
+        buffers = self.buffers()
+        places, at = {}, 0
+        for name, array in buffers.items():
+            places[name] = [array.dtype.str, array.size, at]
+            at += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        head = _canonical({**self._header, "digest": self.digest, "buffers": places})
+        head += b" " * (-(PREAMBLE.size + len(head)) % ALIGNMENT)
+        parts = [head]
+        for array in buffers.values():
+            parts += [memoryview(array).cast("B"), bytes(-array.nbytes % ALIGNMENT)]
+        checksum = hashlib.blake2b(digest_size=40)
+        for part in parts:
+            checksum.update(part)
+        preamble = PREAMBLE.pack(MAGIC, VERSION, len(head), PREAMBLE.size + len(head) + at, checksum.digest())
+        target = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(preamble)
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a saved model memory-mapped and read-only, so that all processes of a machine share one copy.
+
+        The checksum and every index are checked, which reads the file once. Raises CorruptData for a file that is
+        truncated, damaged, of another version, or no model.
+        """
+        with Path(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < PREAMBLE.size:
+                raise CorruptData(f"{path}: {size} bytes; no saved model is that short")
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        magic, version, n_head, n_file, checksum = PREAMBLE.unpack_from(data)
+        if magic != MAGIC:
+            raise CorruptData(f"{path}: begins with {magic!r}; expected {MAGIC!r}")
+        if version != VERSION:
+            raise CorruptData(f"{path}: format version {version}; this release reads version {VERSION}")
+        if n_file != size:
+            raise CorruptData(f"{path}: {size} bytes; expected {n_file} (truncated?)")
+        body = memoryview(data)[PREAMBLE.size :]
+        if hashlib.blake2b(body, digest_size=40).digest() != checksum:
+            raise CorruptData(f"{path}: checksum does not agree with the content")
+        try:
+            header = json.loads(bytes(body[:n_head]))
+            places = header.pop("buffers")
+            buffers = {
+                name: np.frombuffer(body, np.dtype(kind), count, n_head + start)
+                for name, (kind, count, start) in places.items()
+            }
+            digest = header.pop("digest")
+            model = cls.from_buffers(header, buffers)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptData(f"{path}: {error}") from error
+        model._digest = digest
+        return model
+
+
+class _Built(NamedTuple):
+    tables: list[Table]      # the distinct ones
+    table_of: list[int]      # which of them each given matrix became
+    dropped: tuple[int, float]
+
+
+def _build(
+    matrices: Sequence[Any],
+    name: str,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    limits: tuple[float, float],
+    *,
+    transposed: bool,
+) -> _Built:
+    """Check every matrix and turn it into a table; equal ones become one."""
+    tables: list[Table] = []
+    table_of: list[int] = []
+    known: dict[int, int] = {}  # id of a matrix -> its table
+    entries, largest = 0, 0.0
+    for action, matrix in enumerate(matrices):
+        if id(matrix) not in known:
+            where = name if len(matrices) == 1 else f"{name}, action {action}"
+            rows, dropped = _checked_rows(matrix, where, shape, *limits)
+            entries, largest = entries + dropped[0], max(largest, dropped[1])
+            table = _table(rows, dtype, transposed)
+            equal = (k for k, other in enumerate(tables) if _same(table, other))
+            known[id(matrix)] = next(equal, len(tables))
+            if known[id(matrix)] == len(tables):
+                tables.append(table)
+        table_of.append(known[id(matrix)])
+    return _Built(tables, table_of, (entries, largest))
+
+
+def _checked_rows(
+    matrix: Any, where: str, shape: tuple[int, int], drop_below: float, row_tolerance: float
+) -> tuple[csr_matrix, tuple[int, float]]:
+    """The matrix as canonical float64 CSR (a copy) whose rows sum to 1, and what dropping took from it."""
+    from scipy.sparse import csr_matrix
+
+    if matrix.shape != shape:
+        raise ValueError(f"{where}: shape {matrix.shape} given; expected {shape}")
+    if np.iscomplexobj(matrix) or matrix.dtype.kind not in "biuf":
+        raise TypeError(f"{where}: dtype {matrix.dtype} given; expected real numbers")
+    rows = csr_matrix(matrix, dtype=np.float64, copy=True)
+    rows.sum_duplicates()
+    wrong = np.flatnonzero(~(np.isfinite(rows.data) & (rows.data >= 0)))
+    if len(wrong):
+        state = int(np.searchsorted(rows.indptr, wrong[0], side="right")) - 1
+        raise ValueError(
+            f"{where}, state {state}: entry {rows.indices[wrong[0]]} is {rows.data[wrong[0]]}; "
+            "expected finite and not negative"
+        )
+    rows.eliminate_zeros()
+    sums = np.asarray(rows.sum(axis=1)).ravel()
+    if len(off := np.flatnonzero(~(np.abs(sums - 1) <= row_tolerance))):
+        raise ValueError(
+            f"{where}, state {off[0]}: row sums to {sums[off[0]]:.12g}; expected 1 within {row_tolerance:g} "
+            f"({len(off)} such rows)"
+        )
+    small = rows.data < drop_below
+    if not small.any():
+        return rows, (0, 0.0)
+    rows.data[small] = 0
+    rows.eliminate_zeros()
+    kept = np.asarray(rows.sum(axis=1)).ravel()
+    if len(empty := np.flatnonzero(kept == 0)):
+        raise ValueError(f"{where}, state {empty[0]}: drop_below={drop_below:g} would drop the whole row")
+    rows.data /= np.repeat(kept / sums, np.diff(rows.indptr))
+    return rows, (int(small.sum()), float((sums - kept).max()))
+
+
+def _table(rows: csr_matrix, dtype: np.dtype[Any], transposed: bool) -> Table:
+    """The smaller of CSR and dense. Observation tables have a row per observation, scaled to a maximum in [0.5, 1)."""
+    exponents = None
+    if transposed:
+        rows = rows.T.tocsr()
+        rows.sort_indices()
+        largest = np.asarray(rows.max(axis=1).todense()).ravel()
+        exponents = np.frexp(largest)[1].astype(np.int32)
+        rows.data = np.ldexp(rows.data, -np.repeat(exponents, np.diff(rows.indptr)))
+    rows.data = rows.data.astype(dtype)
+    rows.eliminate_zeros()  # what the dtype cannot hold
+    n_rows, n_columns = rows.shape
+    if n_rows * n_columns * dtype.itemsize <= rows.nnz * (dtype.itemsize + 4) + (n_rows + 1) * 8:
+        return Table(None, None, rows.toarray().ravel(), exponents)
+    return Table(rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data, exponents)
+
+
+def _same(a: Table, b: Table) -> bool:
+    return all(
+        (x is None and y is None) or (x is not None and y is not None and np.array_equal(x, y))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _matrices(given: Any, name: str) -> list[Any]:
+    """One matrix per action, from any of the forms `Model` takes; arrays and scipy.sparse matrices stay as they are."""
+    if _is_sparse(given):
+        return [given]
+    if isinstance(given, Sequence) and any(_is_sparse(matrix) for matrix in given):
+        matrices = [matrix if _is_sparse(matrix) else np.asarray(matrix) for matrix in given]
+    elif isinstance(given, Sequence) and all(np.ndim(matrix) == 2 for matrix in given):
+        matrices = [np.asarray(matrix) for matrix in given]
+    else:
+        array = np.asarray(given)
+        if array.ndim not in (2, 3):
+            raise ValueError(f"{name} of shape {array.shape} given; expected a matrix, or one per action")
+        matrices = [array] if array.ndim == 2 else list(array)
+    if not matrices:
+        raise ValueError(f"{name} of no matrices given; expected at least one")
+    if any(matrix.ndim != 2 for matrix in matrices):
+        raise ValueError(f"{name}: shapes {[matrix.shape for matrix in matrices]} given; expected matrices")
+    return matrices
+
+
+def _is_sparse(matrix: Any) -> bool:
+    return hasattr(matrix, "tocsr") and hasattr(matrix, "nnz")
+
+
+def _prior(initial: Any, n_states: int, dtype: np.dtype[Any], tolerance: float) -> SparseBelief | None:
+    """The prior, normalised; None for uniform."""
+    if initial is None:
+        return None
+    if np.shape(initial) != (n_states,) and getattr(initial, "size", 0) != n_states:
+        raise ValueError(f"initial of shape {np.shape(initial)} given; expected ({n_states},)")
+    try:
+        prior = SparseBelief(initial if _is_sparse(initial) else np.ravel(initial), dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(f"initial: {error}") from None
+    total = float(prior.values.sum())
+    if not abs(total - 1) <= tolerance:
+        raise ValueError(f"initial sums to {total:.12g}; expected 1 within {tolerance:g}")
+    prior.normalize()
+    if prior.storage == "uniform":
+        return None
+    return prior if dtype == np.float64 else SparseBelief(prior, dtype=dtype)
+
+
+def _only(given: Any, name: str, of: str) -> NDArray[Any]:
+    """The one array of a list or object array of one, or the array itself."""
+    if isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.dtype == object):
+        if len(given) != 1 and np.ndim(given[0]) > 0:
+            raise ValueError(f"{name} with {len(given)} {of} given; a Model has one")
+        if np.ndim(given[0]) > 0 and len(given) == 1:
+            return np.asarray(given[0], dtype=float)
+    return np.asarray(given, dtype=float)
+
+
+def _canonical(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
