@@ -1,0 +1,327 @@
+"""NumPy's ufuncs on sparse arrays (NEP 13).
+
+What maps zero to zero gives a sparse result; the rest is computed dense. That is judged on the operation and the
+kinds of its operands, never on their values. Where the values of a dense operand make a zero cell non-zero
+(0 / 0, 0 * inf), that cell is found and stored, so that the numbers are NumPy's everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from agentmem._core.array import CoreArray
+from agentmem._positions import broadcast_pairs, cells_at, coordinates, flatten, normalize_axes
+
+STORABLE = frozenset("?bBhHiIlLqQefd")  # the dtypes that an array may keep
+PROBE_CELLS = 2048  # of a dense operand, looked at in one go
+ORDER_FREE = {
+    np.add, np.multiply, np.maximum, np.minimum, np.fmax, np.fmin, np.logical_and, np.logical_or, np.logical_xor,
+    np.bitwise_and, np.bitwise_or, np.bitwise_xor,
+}  # fmt: skip
+
+
+def most_derived(operands: Iterable[Any]) -> Any:
+    """The class that a result of these operands takes: of its sparse ones, the most derived."""
+    cls: type | None = None
+    for operand in operands:
+        if isinstance(operand, CoreArray) and (cls is None or issubclass(type(operand), cls)):
+            cls = type(operand)
+    return cls
+
+
+def densify(value: Any) -> Any:
+    """The same argument with every sparse array in it as an ndarray."""
+    if isinstance(value, CoreArray):
+        return value.to_dense()
+    if type(value) in (list, tuple):
+        return type(value)(densify(v) for v in value)
+    if type(value) is dict:
+        return {k: densify(v) for k, v in value.items()}
+    return value
+
+
+@contextmanager
+def one_writer(arrays: Iterable[Any]) -> Iterator[None]:
+    """Be the one writer of these arrays; RuntimeError if another thread is in one of them."""
+    entered = []
+    try:
+        for x in {id(a): a for a in arrays if isinstance(a, CoreArray)}.values():
+            x._begin_write()
+            entered.append(x)
+        yield
+    finally:
+        for x in entered:
+            x._end_write()
+
+
+def call_dense(function: Callable[..., Any], args: Any, kwargs: Any, changed: Iterable[Any] = ()) -> Any:
+    """What `function` returns on dense copies; the arrays in `changed` (some of the arguments) take its changes."""
+    sparse = {id(x): x for x in changed if isinstance(x, CoreArray)}
+    dense = {key: x.to_dense() for key, x in sparse.items()}
+    original = {id(d): sparse[key] for key, d in dense.items()}
+
+    def swap(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(swap(v) for v in value)
+        return dense[id(value)] if id(value) in dense else densify(value)
+
+    result = function(*[swap(a) for a in args], **{k: swap(v) for k, v in kwargs.items()})
+    for key, x in sparse.items():
+        x._set_cells(x.shape, dense[key].reshape(-1))
+    if type(result) is tuple:
+        return tuple(original.get(id(r), r) for r in result)
+    return original.get(id(result), result)
+
+
+# ---- does it map zero to zero?
+
+
+def kind_of(operand: Any) -> Any:
+    """What the rule may know of an operand: its dtype, or the type of a Python number."""
+    if isinstance(operand, CoreArray):
+        return ("sparse", operand.dtype)
+    if type(operand) in (bool, int, float):
+        return type(operand)
+    if isinstance(operand, np.ndarray | np.generic) and operand.dtype.char in STORABLE:
+        return operand.dtype
+    return None
+
+
+@lru_cache(4096)
+def maps_zero_to_zero(ufunc: np.ufunc, kinds: tuple[Any, ...]) -> bool:
+    """Whether every output is zero where the sparse operands are, whichever ordinary value the other one has."""
+
+    def operand(kind: Any, value: int) -> Any:
+        if type(kind) is tuple:
+            return np.zeros(1, kind[1])
+        return kind(value) if isinstance(kind, type) else np.full(1, value, kind)
+
+    if len(kinds) > 2 or any(kind is None for kind in kinds):  # float64 == None
+        return False
+    try:
+        with np.errstate(all="ignore"):
+            return not any(
+                np.any(out) for value in (1, 2) for out in outputs(ufunc(*[operand(k, value) for k in kinds]))
+            )
+    except Exception:
+        return False  # no such loop: dense NumPy raises what it raises
+
+
+def outputs(result: Any) -> tuple[Any, ...]:
+    return result if type(result) is tuple else (result,)
+
+
+def is_harmless(ufunc: np.ufunc, y: Any) -> bool:
+    """A quick look at all of `y`: True if certainly no ``ufunc(0, y)`` is non-zero."""
+    if ufunc is np.multiply:
+        if y.dtype.kind != "f":
+            return True
+        with np.errstate(all="ignore"):  # a sum or a square may overflow: then each cell is looked at
+            flat = y.reshape(-1) if y.flags.c_contiguous and y.dtype.char in "fd" else None
+            return bool(np.isfinite(y.sum() if flat is None else flat @ flat))
+    return ufunc is np.true_divide and y.size > 0 and bool(y.min() > 0)
+
+
+def in_chunks(y: Any, shape: tuple[int, ...]) -> Iterator[Any]:
+    """The cells of `y` broadcast to `shape`, in C order, a few at a time."""
+    if y.shape == shape and y.flags.c_contiguous:
+        flat = y.reshape(-1)
+        return (flat[i : i + PROBE_CELLS] for i in range(0, y.size, PROBE_CELLS))
+    flags: Any = ["external_loop", "buffered", "zerosize_ok"]
+    return iter(np.nditer(np.broadcast_to(y, shape), flags, order="C", buffersize=PROBE_CELLS))
+
+
+def nonzero_off_support(ufunc: np.ufunc, operands: tuple[Any, ...], y: Any, shape: tuple[int, ...]) -> Any:
+    """Positions where `ufunc` of zero and the ndarray `y` is not zero, among all cells. O(size) time, little memory."""
+    if is_harmless(ufunc, y):
+        return np.zeros(0, np.intp)
+    zero = [x.dtype.type(0) if isinstance(x, CoreArray) else None for x in operands]
+    found, start = [], 0
+    for chunk in in_chunks(y, shape):
+        for result in outputs(ufunc(*[chunk if z is None else z for z in zero])):
+            if np.count_nonzero(result):
+                found.append(start + np.flatnonzero(result))
+        start += len(chunk)
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.intp)
+
+
+# ---- elementwise
+
+
+def elementwise(ufunc: np.ufunc, inputs: tuple[Any, ...], out: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The sparse result of a ufunc that maps zero to zero; None if it has to be computed dense."""
+    operands = tuple(
+        x if isinstance(x, CoreArray | np.ndarray | np.generic | bool | int | float) else np.asarray(x) for x in inputs
+    )
+    kinds = tuple(map(kind_of, operands))
+    if "where" in options or not maps_zero_to_zero(ufunc, kinds):
+        return None
+    if any(o is not None and not isinstance(o, CoreArray) for o in out):
+        return None
+    shape = np.broadcast_shapes(*[np.shape(x) if isinstance(x, np.ndarray) else getattr(x, "shape", ()) for x in operands])
+    if shape == () or any(o is not None and o.shape != shape for o in out):
+        return None
+    sparse = [x for x in operands if isinstance(x, CoreArray)]
+    if not out and any(x.storage in ("dense", "uniform") for x in sparse):
+        return rebuild(ufunc, operands, options)
+    has_zeros = any(x.nnz < x.size for x in sparse)
+    pairs = [broadcast_pairs(x, shape) if isinstance(x, CoreArray) else None for x in operands]
+    supports = [pair[0] for pair in pairs if pair is not None]
+    for x in operands if has_zeros else ():
+        if isinstance(x, np.ndarray) and x.ndim:
+            supports.append(nonzero_off_support(ufunc, operands, x, shape))
+        elif not isinstance(x, CoreArray):  # a scalar: one look tells of all cells
+            zeros = [np.zeros(1, y.dtype) if isinstance(y, CoreArray) else y for y in operands]
+            if any(np.any(r) for r in outputs(ufunc(*zeros, **options))):
+                return None if any(o is not None for o in out) else rebuild(ufunc, operands, options)
+    support = supports[0]
+    for other in supports[1:]:
+        if len(other) and not np.array_equal(support, other):
+            support = np.union1d(support, other)
+    cells = []
+    for x, pair in zip(operands, pairs, strict=True):
+        if pair is not None:
+            cells.append(pair[1] if pair[0] is support else cells_at(*pair, support))
+        elif isinstance(x, np.ndarray) and x.ndim:
+            cells.append(x.reshape(-1)[support] if x.shape == shape and x.flags.c_contiguous
+                         else np.broadcast_to(x, shape)[coordinates(support, shape)])  # fmt: skip
+        else:
+            cells.append(x)
+    if out:
+        options = {**options, "out": tuple(None if o is None else np.empty(len(support), o.dtype) for o in out)}
+    results = outputs(ufunc(*cells, **options))
+    if any(r.dtype.char not in STORABLE for r in results):
+        return None
+    made = []
+    for r, target in zip(results, out or (None,) * len(results), strict=True):
+        if target is None:
+            made.append(most_derived(operands)._from_pairs(shape, support, r))
+        else:
+            target._become(shape, support, r)
+            made.append(target)
+    return made[0] if len(made) == 1 else tuple(made)
+
+
+def rebuild(ufunc: np.ufunc, operands: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The same result through dense arrays: for when hardly a cell stays zero."""
+    results = outputs(ufunc(*densify(operands), **options))
+    if any(r.dtype.char not in STORABLE for r in results):
+        return None
+    made = tuple(most_derived(operands)._from_cells(r) for r in results)
+    return made[0] if len(made) == 1 else made
+
+
+# ---- reductions
+
+
+def reduce_entries(
+    ufunc: np.ufunc, x: CoreArray, axis: Any = 0, dtype: Any = None, keepdims: bool = False, **initial: Any
+) -> Any:
+    """``ufunc.reduce`` over the entries and, where cells are missing, one zero; None if it has to be computed dense."""
+    if ufunc not in ORDER_FREE or x.size == 0 or x.ndim == 0:
+        return None
+    axes = normalize_axes(axis, x.ndim)
+    shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
+    n_kept = int(np.prod(shape))
+    n_reduced = x.size // n_kept
+    values = x.values
+    if n_kept == 1 and len(axes) == x.ndim:
+        if len(values) < n_reduced:
+            values = np.append(values, np.zeros(1, x.dtype))
+        result = ufunc.reduce(values, dtype=dtype, **initial)
+        return np.reshape(result, shape) if keepdims else result
+    zero = ufunc.reduce(np.zeros(1, x.dtype), dtype=dtype)
+    out = np.full(n_kept, zero)
+    if len(values):
+        group, order, starts = group_entries(x, shape)
+        wide = np.float64 if ufunc is np.add and zero.dtype.kind == "f" else dtype  # reduceat does not sum pairwise
+        parts = ufunc.reduceat(values[order], starts, dtype=wide)
+        counts = np.diff(starts, append=len(values))
+        out[group[order[starts]]] = np.where(counts < n_reduced, ufunc(parts, zero), parts)
+    out = out.reshape(shape)
+    if initial:
+        out = ufunc.reduce(out[None], axis=0, dtype=out.dtype, **initial)
+    return out if keepdims else out.reshape(tuple(n for a, n in enumerate(x.shape) if a not in axes))
+
+
+def group_entries(x: CoreArray, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
+    """Of each entry the cell of `shape` it is reduced into; an order that sorts them by it; where each group starts."""
+    coords = [c if n > 1 else 0 for c, n in zip(coordinates(x.indices, x.shape), shape, strict=True)]
+    group = flatten(coords, shape, x.nnz)
+    order = np.argsort(group, kind="stable")
+    is_start = np.ones(len(order), np.bool)
+    is_start[1:] = np.diff(group[order]) != 0
+    return group, order, np.flatnonzero(is_start)
+
+
+def contract(a: Any, b: Any) -> Any:
+    """``a @ b`` for one or two axes each, from the entries; None if it has to be computed dense."""
+    a, b = (x if isinstance(x, CoreArray) else np.asarray(x) for x in (a, b))
+    if not (1 <= a.ndim <= 2 and 1 <= b.ndim <= 2) or a.shape[-1] != b.shape[0] or any(kind_of(x) is None for x in (a, b)):
+        return None
+    dtype = np.result_type(a.dtype, b.dtype)
+    if b.ndim == 1:
+        products = elementwise(np.multiply, (a, b), (), {"dtype": dtype})
+        return reduce_entries(np.add, products, axis=-1, dtype=dtype)
+    if a.ndim == 1 and isinstance(b, CoreArray):
+        products = elementwise(np.multiply, (a.reshape(-1, 1), b), (), {"dtype": dtype})
+        return reduce_entries(np.add, products, axis=0, dtype=dtype)
+    # only what meets an entry along the contracted axis counts, if the rest of the other side is finite
+    if isinstance(a, CoreArray):
+        met = np.unique(a.indices % a.shape[-1])
+    else:
+        met = np.unique(b.indices // b.shape[1])
+    for x in (a, b):
+        if isinstance(x, CoreArray):
+            if not np.isfinite(x.values).all():
+                return None
+        elif not is_harmless(np.multiply, x):
+            return None
+    return np.matmul(np.asarray(a[..., met]), np.asarray(b[met]))
+
+
+# ---- the protocol
+
+
+def is_foreign(value: Any) -> bool:
+    """Whether another library's array has a say in what happens."""
+    override = getattr(type(value), "__array_ufunc__", None)
+    return not isinstance(value, CoreArray) and override not in (None, np.ndarray.__array_ufunc__) and not isinstance(
+        value, np.generic
+    )
+
+
+def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `SparseArray.__array_ufunc__` returns."""
+    out = kwargs.get("out", ())
+    if any(is_foreign(value) for value in (*inputs, *out)):
+        return NotImplemented
+    changed = (inputs[0],) if method == "at" else out
+    with one_writer(changed):
+        result = sparse_result(ufunc, method, inputs, out, {k: v for k, v in kwargs.items() if k != "out"})
+        if result is None:
+            result = call_dense(getattr(ufunc, method), inputs, kwargs, changed)
+    return result
+
+
+def sparse_result(
+    ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], out: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    """The result without dense arrays; None if it takes them."""
+    if any(type(value) is not np.ndarray and isinstance(value, np.ndarray) for value in inputs):
+        return None  # a subclass of ndarray: NumPy knows what becomes of it
+    if method == "__call__":
+        if ufunc is np.matmul and not out and not options:
+            return contract(*inputs)
+        return elementwise(ufunc, inputs, out, options) if ufunc.signature is None else None
+    if method == "reduce" and not out and "where" not in options:
+        return reduce_entries(ufunc, inputs[0], **options)
+    if method == "outer" and not out and all(isinstance(x, CoreArray) for x in inputs):
+        a, b = inputs
+        return elementwise(ufunc, (a.reshape(a.shape + (1,) * b.ndim), b), (), options)
+    return None

@@ -1,0 +1,569 @@
+"""SparseArray: the drop-in array type. Construction, looks, indexing and the methods of an ndarray.
+
+Storage is in `_core.array`, ufuncs in `_ufuncs`, functions in `_functions`, index arithmetic in `_positions`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any, Self, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from agentmem import _functions
+from agentmem._core.array import CoreArray
+from agentmem._positions import (
+    basic_ranges,
+    coordinates,
+    flatten,
+    is_full_mask,
+    picked_entries,
+    picked_positions,
+    sort_pairs,
+    stand_in,
+    strides_of,
+)
+from agentmem._ufuncs import STORABLE, call_dense, call_ufunc, densify, one_writer
+
+NO_POSITIONS = np.zeros(0, np.intp)
+
+
+class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
+    """An array of real numbers that keeps only its non-zero cells, and otherwise acts as an ndarray.
+
+    Parameters
+    ----------
+    array_like : array_like, scipy.sparse array or SparseArray
+        Any shape; bool, integers or floats of up to 64 bits. Copied; zeros (and the sign of -0.0) are not stored.
+    dtype : dtype, optional
+        As in `numpy.array`.
+
+    Raises
+    ------
+    TypeError
+        The numbers are not bool, integers or floats of up to 64 bits.
+
+    Notes
+    -----
+    The storage of fewest bytes is chosen at every change; an array never takes more than its dense form plus 256 B.
+
+    A result is sparse if the operation maps zero to zero whatever the values: ``x * y``, ``x / 2``, ``x > 0.1``,
+    ``np.sqrt(x)``. Other results, and all reductions, are what NumPy returns. Unlike an ndarray's, the results of
+    indexing and reshaping are copies, not views.
+
+    One writer: two threads that change one array raise RuntimeError.
+
+    Examples
+    --------
+    >>> x = SparseArray([0.0, 0.25, 0.0, 0.75])
+    >>> (x * 2).values
+    array([0.5, 1.5])
+    >>> float(x.sum()), int(x.argmax())
+    (1.0, 3)
+    """
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, array_like: Any, *, dtype: DTypeLike | None = None) -> None:
+        if isinstance(array_like, CoreArray):
+            values = array_like.values if dtype is None else array_like.values.astype(dtype)
+            self._become(array_like.shape, array_like.indices, values)
+        elif hasattr(array_like, "tocoo"):  # scipy.sparse
+            entries = array_like.tocoo()
+            entries.sum_duplicates()
+            positions = flatten([np.asarray(c, np.intp) for c in entries.coords], entries.shape, len(entries.data))
+            self._become(entries.shape, *sort_pairs(positions, np.asarray(entries.data, dtype)))
+        else:
+            cells = np.asarray(array_like, dtype)
+            self._set_cells(cells.shape, storable(cells).reshape(-1))
+
+    @classmethod
+    def from_indices(cls, indices: ArrayLike, values: ArrayLike, shape: int | tuple[int, ...]) -> Self:
+        """An array of `shape` with `values` at the flat C-order `indices` and zero elsewhere. O(nnz log nnz).
+
+        Raises
+        ------
+        ValueError
+            An index out of range or given twice; not one value per index.
+
+        Examples
+        --------
+        >>> SparseArray.from_indices([7, 2], [0.5, 0.25], 10)
+        SparseArray(shape=(10,), dtype=float64, nnz=2, storage='pairs', nbytes=112)
+        """
+        return cls(cls._checked_pairs(indices, values, shape))
+
+    @classmethod
+    def _checked_pairs(cls, indices: Any, values: Any, shape: Any) -> SparseArray:
+        positions, cells = np.asarray(indices), storable(np.asarray(values))
+        extents = tuple(map(operator.index, shape)) if isinstance(shape, tuple | list) else (operator.index(shape),)
+        if positions.size == 0:
+            positions = positions.astype(np.intp)
+        if positions.dtype.kind not in "iu":
+            raise ValueError(f"indices of dtype {positions.dtype} given; expected integers")
+        if positions.ndim != 1 or positions.shape != cells.shape:
+            raise ValueError(
+                f"indices of shape {positions.shape} and values of shape {cells.shape} given; expected one value per index"
+            )
+        size = 1
+        for extent in extents:
+            size *= extent
+        if len(positions) and not (positions.min() >= 0 and positions.max() < size):
+            off = positions.min() if positions.min() < 0 else positions.max()
+            raise ValueError(f"index {off} given for shape {extents}; expected 0 to {size - 1}")
+        positions, cells = sort_pairs(positions.astype(np.intp), cells)
+        twice = np.flatnonzero(positions[1:] == positions[:-1])
+        if len(twice):
+            raise ValueError(f"index {positions[twice[0]]} given more than once; expected each index once")
+        return SparseArray._from_pairs(extents, positions, cells)
+
+    # -- made by results: without the checks of a subclass's constructor
+
+    @classmethod
+    def _from_pairs(cls, shape: tuple[int, ...], indices: Any, values: Any) -> Self:
+        made = cls.__new__(cls)
+        made._become(shape, indices, values)
+        return made
+
+    @classmethod
+    def _from_cells(cls, cells: Any) -> Self:
+        made = cls.__new__(cls)
+        made._set_cells(cells.shape, cells.reshape(-1))
+        return made
+
+    def _become(self, shape: tuple[int, ...], indices: Any, values: Any) -> None:
+        """Take these entries (ascending; zeros among them are left out)."""
+        is_entry = values != 0
+        if not is_entry.all():
+            indices, values = indices[is_entry], values[is_entry]
+        self._set_pairs(shape, indices, np.ascontiguousarray(storable(values)))
+
+    # -- one protocol: a header and named arrays
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What `from_buffers` needs beside the buffers."""
+        return {"shape": self.shape}
+
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """The content as named 1-D arrays: `values` of all cells if that is how they are stored, else with `indices`."""
+        if self.storage == "dense":
+            return {"values": self.to_dense().reshape(-1)}
+        if self.storage == "uniform":
+            return {"values": self._lookup(np.zeros(1, np.intp))}
+        return {"indices": self.indices, "values": self.values}
+
+    @classmethod
+    def from_buffers(cls, header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> Self:
+        """The array that `header` and `buffers` were taken from."""
+        shape, values = header["shape"], buffers["values"]
+        if "indices" in buffers:
+            return cls._from_pairs(shape, buffers["indices"], values)
+        return cls._from_cells(np.broadcast_to(values, shape) if len(values) == 1 else values.reshape(shape))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self).from_buffers, (self.header, self.buffers())
+
+    def __copy__(self) -> Self:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self.copy()
+
+    # -- NumPy's protocols
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return call_ufunc(ufunc, method, inputs, kwargs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        for cls in types:
+            override = getattr(cls, "__array_function__", None)
+            if not issubclass(cls, CoreArray) and override not in (None, np.ndarray.__array_function__):
+                return NotImplemented
+        return _functions.call_function(function, args, kwargs)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a SparseArray becomes an ndarray only by a copy; copy=False given")
+        cells = self.to_dense()
+        return cells if dtype is None else cells.astype(dtype, copy=False)
+
+    def __eq__(self, other: Any) -> Any:
+        try:
+            return super().__eq__(other)
+        except TypeError:  # not comparable: nowhere equal
+            return self.to_dense() == densify(other)
+
+    def __ne__(self, other: Any) -> Any:
+        try:
+            return super().__ne__(other)
+        except TypeError:
+            return self.to_dense() != densify(other)
+
+    def __imatmul__(self, other: Any) -> Self:
+        with one_writer([self]):
+            call_dense(operator.imatmul, (self, other), {}, (self,))
+        return self
+
+    # -- looks
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents, as NumPy's; assigning to it reshapes in place."""
+        return CoreArray.shape.__get__(self)  # type: ignore[attr-defined, no-any-return]
+
+    @shape.setter
+    def shape(self, shape: Any) -> None:
+        with one_writer([self]):
+            self._set_pairs(stand_in(self.shape).reshape(shape).shape, self.indices, self.values)
+
+    @property
+    def density(self) -> float:
+        """Share of the cells that are not zero."""
+        return self.nnz / self.size if self.size else 0.0
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, nnz={self.nnz}, "
+            f"storage={self.storage!r}, nbytes={self.nbytes})"
+        )
+
+    def __format__(self, spec: str) -> str:
+        return format(self.to_dense(), spec) if spec else str(self)
+
+    def to_scipy(self) -> Any:
+        """A `scipy.sparse.csr_array` (two axes) or `coo_array` (any other number) of the same entries."""
+        from scipy import sparse
+
+        entries = sparse.coo_array((self.values, coordinates(self.indices, self.shape)), self.shape)
+        return entries.tocsr() if self.ndim == 2 else entries
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Those of the dense form."""
+        return tuple(n * self.itemsize for n in strides_of(self.shape))
+
+    @property
+    def flags(self) -> Any:
+        return np.empty((1,) * self.ndim, self.dtype).flags
+
+    @property
+    def base(self) -> None:
+        return None
+
+    @property
+    def T(self) -> Self:
+        return self.transpose()
+
+    @property
+    def real(self) -> Self:
+        return self
+
+    @property
+    def imag(self) -> Self:
+        return cast(Self, np.zeros_like(cast(Any, self)))
+
+    @property
+    def flat(self) -> _Flat:
+        """The cells in C order; assigning to it changes the array."""
+        return _Flat(self)
+
+    @flat.setter
+    def flat(self, value: Any) -> None:
+        _Flat(self)[:] = value
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError("len() of unsized object")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.ndim == 0:
+            raise TypeError("iteration over a 0-d array")
+        if self.ndim == 1:
+            return iter(self.to_dense())
+        return (self[i] for i in range(len(self)))
+
+    def __contains__(self, value: Any) -> bool:
+        return bool(np.any(cast(Any, self) == value))
+
+    def __bool__(self) -> bool:
+        if self.size > 1:
+            raise ValueError(
+                "The truth value of an array with more than one element is ambiguous. Use a.any() or a.all()"
+            )
+        return bool(self.to_dense())
+
+    def __int__(self) -> int:
+        return int(self.to_dense())
+
+    def __float__(self) -> float:
+        return float(self.to_dense())
+
+    def __complex__(self) -> complex:
+        return complex(self.to_dense())
+
+    def __index__(self) -> int:
+        return operator.index(cast(Any, self.to_dense()))
+
+    # -- indexing
+
+    def __getitem__(self, key: Any) -> Any:
+        """The cells that `key` picks: a copy. A basic key takes O(nnz), any other O(cells picked + extents)."""
+        if is_full_mask(key, self.shape):
+            return self._from_cells(self._lookup(picked_positions(key, self.shape)))
+        key = densify(key)
+        picked = stand_in(self.shape)[key]
+        ranges = basic_ranges(key, self.shape)
+        if ranges is None or isinstance(picked, np.generic):
+            cells = self._lookup(picked_positions(key, self.shape))
+            return cells[0] if isinstance(picked, np.generic) else self._from_cells(cells.reshape(picked.shape))
+        is_picked, positions = picked_entries(ranges, self.indices, self.shape)
+        return self._from_pairs(picked.shape, *sort_pairs(positions, self.values[is_picked]))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        with one_writer([self]):
+            if not is_full_mask(key, self.shape):
+                key = densify(key)
+                picked = stand_in(self.shape)[key]
+                shape, n_picked = picked.shape, picked.size
+            else:
+                n_picked = key.nnz if isinstance(key, CoreArray) else int(np.count_nonzero(key))
+                shape = (n_picked,)
+            if n_picked * 8 > self.size:
+                cells = self.to_dense()
+                cells[densify(key)] = densify(value)
+                self._set_cells(self.shape, cells.reshape(-1))
+                return
+            written = np.zeros(shape or 1, self.dtype)
+            written[0 if shape == () else ...] = densify(value)
+            positions = picked_positions(key, self.shape)
+            # of a cell picked twice, the last value stays
+            positions, last = np.unique(positions[::-1], return_index=True)
+            kept = ~np.isin(self.indices, positions)
+            self._become(
+                self.shape,
+                *sort_pairs(
+                    np.concatenate([self.indices[kept], positions]),
+                    np.concatenate([self.values[kept], written.reshape(-1)[::-1][last]]),
+                ),
+            )
+
+    def __delitem__(self, key: Any) -> None:
+        raise ValueError("cannot delete array elements")
+
+    def item(self, *key: Any) -> Any:
+        """One cell as a Python number."""
+        if not key:
+            if self.size != 1:
+                raise ValueError("can only convert an array of size 1 to a Python scalar")
+            key = (0,)
+        if len(key) == 1 and not isinstance(key[0], tuple):
+            return self.reshape(-1)[operator.index(key[0])].item()
+        key = key[0] if len(key) == 1 else key
+        if len(key) != self.ndim:
+            raise ValueError("incorrect number of indices for array")
+        return self[tuple(map(operator.index, key))].item()
+
+    # -- structure
+
+    def reshape(self, *shape: Any, order: Any = "C", copy: bool | None = None) -> Self:
+        """The same cells in another shape: a copy."""
+        extents = shape[0] if len(shape) == 1 else shape
+        if order == "F":
+            reverse = extents[::-1] if isinstance(extents, tuple | list) else extents
+            return self.transpose().reshape(reverse).transpose()
+        return self._from_pairs(stand_in(self.shape).reshape(extents).shape, self.indices, self.values)
+
+    def ravel(self, order: Any = "C") -> Self:
+        return self.reshape(-1, order=order)
+
+    flatten = ravel
+
+    def transpose(self, *axes: Any) -> Self:
+        """The axes in another order: a copy. O(nnz log nnz)."""
+        order = axes[0] if len(axes) == 1 else axes or None
+        if isinstance(order, int):
+            order = (order,)
+        moved = stand_in(self.shape).transpose(order)
+        if self.ndim < 2:
+            return self.copy()
+        order = range(self.ndim)[::-1] if order is None else [axis % self.ndim for axis in order]
+        coords = coordinates(self.indices, self.shape)
+        positions = flatten([coords[axis] for axis in order], moved.shape, self.nnz)
+        return self._from_pairs(moved.shape, *sort_pairs(positions, self.values))
+
+    def swapaxes(self, axis1: int, axis2: int) -> Self:
+        order = list(range(self.ndim))
+        stand_in(self.shape).swapaxes(axis1, axis2)
+        order[axis1], order[axis2] = order[axis2], order[axis1]
+        return self.transpose(order)
+
+    def squeeze(self, axis: Any = None) -> Self:
+        return self.reshape(stand_in(self.shape).squeeze(axis).shape)
+
+    def astype(self, dtype: DTypeLike, order: Any = "K", casting: Any = "unsafe", subok: bool = True,
+               copy: bool = True) -> Any:  # fmt: skip
+        """The same numbers in another dtype; sparse if an array can have that dtype."""
+        if np.dtype(dtype).char not in STORABLE or not subok:
+            return self.to_dense().astype(dtype, order, casting)
+        if not copy and self.dtype == dtype:
+            return self
+        return self._from_pairs(self.shape, self.indices, self.values.astype(dtype, casting=casting))
+
+    def round(self, decimals: int = 0, out: Any = None) -> Any:
+        if out is not None:
+            return call_dense(np.round, (self, decimals, out), {}, (out,))
+        return self._from_pairs(self.shape, self.indices, self.values.round(decimals))
+
+    def nonzero(self) -> tuple[NDArray[np.intp], ...]:
+        return coordinates(self.indices, self.shape) if self.ndim else self.to_dense().nonzero()
+
+    def resize(self, *shape: Any, refcheck: bool = True) -> None:
+        """Change shape in place; cells beyond the old size are zero."""
+        extents = shape[0] if len(shape) == 1 else shape
+        with one_writer([self]):
+            new = np.broadcast_shapes(extents)
+            n = int(np.searchsorted(self.indices, int(np.prod(new))))
+            self._become(new, self.indices[:n], self.values[:n])
+
+    # -- reductions: scalars and ndarrays, as NumPy's
+
+    def sum(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
+        return np.add.reduce(cast(Any, self), axis, dtype, out, keepdims, **options)
+
+    def prod(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
+        return np.multiply.reduce(cast(Any, self), axis, dtype, out, keepdims, **options)
+
+    def min(self, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
+        return np.minimum.reduce(cast(Any, self), axis, None, out, keepdims, **options)
+
+    def max(self, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
+        return np.maximum.reduce(cast(Any, self), axis, None, out, keepdims, **options)
+
+    def any(self, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
+        return np.logical_or.reduce(cast(Any, self), axis, None, out, keepdims, **options)
+
+    def all(self, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
+        return np.logical_and.reduce(cast(Any, self), axis, None, out, keepdims, **options)
+
+    def mean(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
+        if out is not None or options or not self.size:
+            return call_dense(np.mean, (self, axis, dtype, out, keepdims), options, (out,))
+        return _functions.mean(self, axis, dtype, keepdims)
+
+    def var(self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0, keepdims: Any = False,
+            **options: Any) -> Any:  # fmt: skip
+        if out is not None or options or not self.size:
+            return call_dense(np.var, (self, axis, dtype, out, ddof, keepdims), options, (out,))
+        return _functions.var(self, axis, dtype, ddof, keepdims)
+
+    def std(self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0, keepdims: Any = False,
+            **options: Any) -> Any:  # fmt: skip
+        if out is not None or options or not self.size:
+            return call_dense(np.std, (self, axis, dtype, out, ddof, keepdims), options, (out,))
+        return np.sqrt(_functions.var(self, axis, dtype, ddof, keepdims))
+
+    def argmax(self, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
+        return self._arg_extreme(np.argmax, axis, out, keepdims)
+
+    def argmin(self, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
+        return self._arg_extreme(np.argmin, axis, out, keepdims)
+
+    def _arg_extreme(self, function: Any, axis: Any, out: Any, keepdims: Any) -> Any:
+        if out is not None or keepdims or not self.size or (axis is not None and self.ndim != 1):
+            return call_dense(function, (self, axis, out), {"keepdims": keepdims}, (out,))
+        function(np.empty(1), axis)  # AxisError, as NumPy's
+        positions, values = _functions.with_first_zero(self)
+        return positions[function(values)]
+
+    def dot(self, b: Any, out: Any = None) -> Any:
+        return np.dot(cast(Any, self), b, out)
+
+
+class _Flat:
+    """What `SparseArray.flat` returns."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: SparseArray) -> None:
+        self.array = array
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.array.reshape(-1)[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        with one_writer([self.array]):
+            flat = self.array.reshape(-1).to_dense()
+            flat.flat[key] = densify(value)
+            self.array._set_cells(self.array.shape, flat)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.array.to_dense().flat)
+
+    def __len__(self) -> int:
+        return self.array.size
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
+        return self.array.reshape(-1).__array__(dtype, copy)
+
+
+def storable(values: NDArray[Any]) -> NDArray[Any]:
+    """The values in native byte order; TypeError if an array cannot keep them."""
+    if values.dtype.char not in STORABLE:
+        raise TypeError(f"values of dtype {values.dtype} given; expected bool, integers or floats of up to 64 bits")
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _add_dense_methods() -> None:
+    """The other methods of an ndarray, which go through a dense copy; those that change the array write it back."""
+
+    def define(name: str, changes: bool) -> None:
+        def method(self: SparseArray, *args: Any, **kwargs: Any) -> Any:
+            changed = (self, kwargs.get("out")) if changes else (kwargs.get("out"),)
+            with one_writer(changed):
+                return call_dense(getattr(np.ndarray, name), (self, *args), kwargs, changed)
+
+        method.__name__ = name
+        method.__qualname__ = f"SparseArray.{name}"
+        method.__doc__ = f"As `numpy.ndarray.{name}`, through a dense copy."
+        setattr(SparseArray, name, method)
+
+    for name in (
+        "argpartition", "argsort", "byteswap", "choose", "clip", "compress", "conj", "conjugate", "cumprod", "cumsum",
+        "diagonal", "dump", "dumps", "getfield", "repeat", "searchsorted", "setflags", "take", "tobytes", "tofile",
+        "tolist", "trace", "view",
+    ):  # fmt: skip
+        define(name, changes=False)
+    for name in ("fill", "partition", "put", "setfield", "sort"):
+        define(name, changes=True)
+
+
+def _defer_to_scipy() -> None:
+    """Operators that meet a scipy.sparse array: scipy answers, as it does an ndarray."""
+
+    def define(name: str, reflected: bool) -> None:
+        operation: Any = getattr(operator, name)
+        method_name = f"__r{name}__" if reflected else f"__{name}__"
+        answer: Any = getattr(SparseArray, method_name)
+
+        def method(self: SparseArray, other: Any) -> Any:
+            if not hasattr(other, "tocoo"):
+                return answer(self, other)
+            return operation(other, self.to_dense()) if reflected else operation(self.to_dense(), other)
+
+        method.__name__ = method_name
+        setattr(SparseArray, method_name, method)
+
+    for name in ("add", "sub", "mul", "truediv", "matmul"):
+        define(name, reflected=False)
+        define(name, reflected=True)
+    for name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        define(name, reflected=False)
+
+
+_add_dense_methods()
+_defer_to_scipy()
