@@ -12,13 +12,9 @@ cdef class CoreArray:
 
 cdef Py_ssize_t item_size(int type_num) noexcept nogil
 cdef Py_ssize_t index_size(Py_ssize_t n_cells) noexcept nogil
-cdef Py_ssize_t payload_size(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil
 cdef Py_ssize_t index_offset(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil
 cdef int smallest_storage(int now, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil
-cdef Py_ssize_t* extents_of(CoreArray self) noexcept nogil
-cdef char* new_block(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item,
-                     int n_axes, const Py_ssize_t* extents) noexcept nogil
-cdef void adopt(CoreArray self, char* block, int storage, Py_ssize_t n_stored) noexcept
+cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept nogil
 cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_cells,
                 int n_axes, int type_num)
 cdef CoreArray copy_array(CoreArray self)

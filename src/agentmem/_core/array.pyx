@@ -4,7 +4,7 @@ Values come first in the block, then the indices (pairs) or one bit per cell (bi
 the first. Nothing here knows arithmetic: `agentmem.array` puts NumPy's protocols on top, `_core.belief` the filter.
 """
 cimport numpy as cnp
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
@@ -141,13 +141,36 @@ cdef char* new_block(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ss
     return block
 
 
-cdef void adopt(CoreArray self, char* block, int storage, Py_ssize_t n_stored) noexcept:
-    """Make `block` the content and free the old one. Shape and dtype stay."""
-    if block != self.block:
+cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept nogil:
+    """Give `self` an exact block for so many entries in this form, to be filled at once; NULL (as before) without memory.
+
+    Shape and dtype stay, the content does not: the old block is resized where the form stays, which spares the pages of
+    a large one. The caller has all it needs of the old content and lets no reader in.
+    """
+    cdef Py_ssize_t item = item_size(self.type_num), size
+    cdef int n = n_extents(self.n_axes, self.n_cells)
+    cdef Py_ssize_t[64] extents
+    cdef char* block
+    if n > 0:
+        memcpy(extents, extents_of(self), n * sizeof(Py_ssize_t))
+    if storage != self.storage or self.block == NULL:
+        block = new_block(storage, n_stored, self.n_cells, item, self.n_axes, extents)
+        if block == NULL:
+            return NULL
         PyMem_RawFree(self.block)
+    elif n_stored != self.n_stored and storage != DENSE:
+        size = block_size(storage, n_stored, self.n_cells, item, self.n_axes)
+        block = <char*> PyMem_RawRealloc(self.block, size)
+        if block == NULL:
+            return NULL
+        if n > 0:
+            memcpy(block + size - n * sizeof(Py_ssize_t), extents, n * sizeof(Py_ssize_t))
+    else:
+        block = self.block
     self.block = block
     self.storage = storage
     self.n_stored = n_stored
+    return block
 
 
 # ---- leaves: moves between forms
@@ -287,6 +310,7 @@ cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, P
 
 cdef cnp.ndarray all_cells(CoreArray self):
     """All cells, zeros included, as a new 1-D array."""
+    check_readable(self)
     cdef cnp.npy_intp n_cells = self.n_cells
     cdef cnp.ndarray out = cnp.PyArray_SimpleNew(1, &n_cells, self.type_num)
     cdef Py_ssize_t item = item_size(self.type_num)
@@ -304,7 +328,15 @@ cdef cnp.ndarray all_cells(CoreArray self):
     return out
 
 
+cdef int check_readable(CoreArray self) except -1:
+    """A kernel without the GIL is writing in place: another thread must not read."""
+    if self.writing > 1:
+        raise RuntimeError("array read while another thread updates it")
+    return 0
+
+
 cdef CoreArray copy_array(CoreArray self):
+    check_readable(self)
     cdef CoreArray other = new_like(<PyObject*> self)
     cdef Py_ssize_t size
     if self.block != NULL:
@@ -327,8 +359,8 @@ cdef CoreArray copy_array(CoreArray self):
 cdef class CoreArray:
     """One sparse array: what `SparseArray` is underneath.
 
-    The block is exact (no spare capacity) and replaced as a whole, so whatever fails before `adopt` leaves the array as
-    it was. One writer at a time; readers hold the GIL.
+    The block is exact (no spare capacity) and replaced as a whole, so whatever fails before that leaves the array as it
+    was. One writer at a time; readers hold the GIL.
     """
 
     def __cinit__(self):
@@ -431,9 +463,12 @@ cdef class CoreArray:
     @property
     def shape(self):
         """Extents, as NumPy's."""
-        cdef Py_ssize_t* extents = extents_of(self)
+        cdef Py_ssize_t* extents
         cdef int n = n_extents(self.n_axes, self.n_cells), axis
         cdef Py_ssize_t first = self.n_cells
+        if n > 0:
+            check_readable(self)
+        extents = extents_of(self)
         for axis in range(n):
             first = first // extents[axis] if n < self.n_axes else 0
         stored = tuple([extents[axis] for axis in range(n)])
@@ -489,6 +524,7 @@ cdef class CoreArray:
         cdef Py_ssize_t k
         cdef char* positions
         cdef Py_ssize_t* target
+        check_readable(self)
         if self.storage == UNIFORM:
             out = np.arange(n, dtype=np.intp)
         elif self.storage == DENSE:
@@ -513,6 +549,7 @@ cdef class CoreArray:
     def values(self):
         """The entries in the order of `indices`: a read-only copy, (nnz,) of `dtype`."""
         cdef cnp.npy_intp n = self.n_stored
+        check_readable(self)
         if self.storage == UNIFORM:
             out = all_cells(self)
         elif self.storage == DENSE:
@@ -537,6 +574,7 @@ cdef class CoreArray:
         cdef cnp.ndarray out = cnp.PyArray_ZEROS(1, &n, self.type_num, 0)
         cdef char* target = <char*> cnp.PyArray_DATA(out)
         cdef char* positions
+        check_readable(self)
         for k in range(n):
             if wanted[k] < 0 or wanted[k] >= self.n_cells:
                 raise IndexError(f"flat index {wanted[k]} given; expected 0 to {self.n_cells - 1}")

@@ -1,13 +1,15 @@
 """The filter step of one belief: predict, correct, normalise and prune in one pass over a borrowed workspace.
 
-    source --push--> sums --collect--> found, mass --emit--> a new exact block
+    source --push--> sums --collect--> found, mass --emit--> an exact block
 
 Push adds T(s' | s, a) b(s) to one double accumulator per target. With little work it marks each target in a two-level
 bitmap, so that collect meets the targets in order and touches nothing else; with much work marking costs more than a
 scan over all sums, so push does not mark. Either way every target adds its terms in ascending order of source, and all
-totals run over ascending targets: the result does not depend on the way taken, on the storage, or on the thread.
+totals run over ascending targets, in four lanes by target modulo 4: the result does not depend on the way taken, on
+the storage, or on the thread.
 
-Until emit the belief is only read. What fails before leaves it as it was, and leaves the workspace clean.
+Until emit has its memory the belief is only read: what fails leaves it as it was, and leaves the workspace clean. From
+there on nothing can fail, and the old content is overwritten. Other threads are kept out meanwhile (`begin`).
 """
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsSsize_t, PyLong_CheckExact
@@ -20,8 +22,7 @@ import operator
 
 import numpy as np
 
-from agentmem._core.array cimport (CoreArray, adopt, copy_array, extents_of, index_offset, item_size, new_block,
-                                   smallest_storage)
+from agentmem._core.array cimport CoreArray, copy_array, index_offset, item_size, make_block, smallest_storage
 from agentmem._core.model cimport CoreModel, Table, check_action, check_observation
 from agentmem._core.scratch cimport Workspace, borrow, give_back, make_room
 from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NOT_A_MEASURE, PAIRS, UNIFORM, value_t)
@@ -51,6 +52,9 @@ cdef Py_ssize_t RELEASE_FROM = 4000
 # Entries in a model from which its rows are likely out of cache, so that prefetching them pays.
 cdef Py_ssize_t PREFETCH_FROM = 1 << 18
 
+cdef double SMALLEST_DOUBLE = 4.9406564584124654e-324
+cdef double SMALLEST_FLOAT = 1.401298464324817e-45
+
 cdef enum:
     BLOCK = 256  # support entries that are decoded at a time, where the storage has no list of them
     AHEAD = 16   # rows that are prefetched ahead
@@ -77,12 +81,37 @@ cdef struct Posterior:  # what collect leaves in the workspace for emit
     const int32_t* found   # NULL: mass has one entry per state, zeros included
     double* mass
     Py_ssize_t n
+    Py_ssize_t n_positive
     double source_total
     double total
     double largest
 
 
 # ---- leaves: push
+
+cdef inline void add_row(double* sums, const int32_t* columns, const value_t* values, Py_ssize_t n,
+                         double p) noexcept nogil:
+    """sums[columns] += p * values. The row lengths of grids are spelled out: a loop takes twice as long."""
+    cdef Py_ssize_t e
+    if n == 5:
+        sums[columns[0]] += p * values[0]
+        sums[columns[1]] += p * values[1]
+        sums[columns[2]] += p * values[2]
+        sums[columns[3]] += p * values[3]
+        sums[columns[4]] += p * values[4]
+    elif n == 4:
+        sums[columns[0]] += p * values[0]
+        sums[columns[1]] += p * values[1]
+        sums[columns[2]] += p * values[2]
+        sums[columns[3]] += p * values[3]
+    elif n == 3:
+        sums[columns[0]] += p * values[0]
+        sums[columns[1]] += p * values[1]
+        sums[columns[2]] += p * values[2]
+    else:
+        for e in range(n):
+            sums[columns[e]] += p * values[e]
+
 
 cdef inline Py_ssize_t push_rows(const value_t* mass, const int32_t* support, Py_ssize_t first, Py_ssize_t n,
                                  const Table* T, double* sums, uint64_t* touched, uint64_t* summary,
@@ -110,13 +139,15 @@ cdef inline Py_ssize_t push_rows(const value_t* mass, const int32_t* support, Py
         start = offsets[row]
         end = offsets[row + 1]
         met += end - start
+        if not marked:
+            add_row(sums, columns + start, values + start, end - start, p)
+            continue
         for e in range(start, end):
             target = columns[e]
-            if marked:
-                word = touched[target >> 6]
-                if word == 0:
-                    summary[target >> 12] |= (<uint64_t> 1) << ((target >> 6) & 63)
-                touched[target >> 6] = word | (<uint64_t> 1) << (target & 63)
+            word = touched[target >> 6]
+            if word == 0:
+                summary[target >> 12] |= (<uint64_t> 1) << ((target >> 6) & 63)
+            touched[target >> 6] = word | (<uint64_t> 1) << (target & 63)
             sums[target] += p * values[e]
     source_total[0] = total
     return met
@@ -200,6 +231,10 @@ cdef Py_ssize_t push(const value_t* mass, const Source* source, const Table* T, 
 
 # ---- leaves: collect
 
+cdef inline double sum_lanes(const double* lanes) noexcept nogil:
+    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
+
+
 cdef Py_ssize_t seek(const int32_t* states, Py_ssize_t start, Py_ssize_t n, int32_t wanted) noexcept nogil:
     """The first position from `start` on whose state is not below `wanted`, by doubling steps."""
     cdef Py_ssize_t step = 1, low = start, high, middle
@@ -222,7 +257,9 @@ cdef void collect_marked(const value_t* weights, const Likelihood* L, Workspace*
     cdef Py_ssize_t s, n = 0, at = 0, word_at, n_summary = (n_states + 4095) >> 12
     cdef uint64_t above, word
     cdef int32_t target
-    cdef double v, total = 0, largest = 0
+    cdef double v, largest = 0
+    cdef double[4] lanes
+    lanes[:] = [0, 0, 0, 0]
     for s in range(n_summary):
         above = w.summary[s]
         w.summary[s] = 0
@@ -247,48 +284,65 @@ cdef void collect_marked(const value_t* weights, const Likelihood* L, Workspace*
                     w.found[n] = target
                     w.mass[n] = v
                     n += 1
-                    total += v
+                    lanes[target & 3] += v
                     if v > largest:
                         largest = v
-    out.found, out.mass, out.n, out.total, out.largest = w.found, w.mass, n, total, largest
+    out.found, out.mass, out.n, out.n_positive, out.largest = w.found, w.mass, n, n, largest
+    out.total = sum_lanes(lanes)
 
 
 cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
                          Posterior* out) noexcept nogil:
     """Gather the unmarked sums at the states that the likelihood lists, and clear all."""
     cdef Py_ssize_t k, n = 0
-    cdef double v, total = 0, largest = 0
+    cdef double v, largest = 0
+    cdef double[4] lanes
+    lanes[:] = [0, 0, 0, 0]
     for k in range(L.n):
         v = w.sums[L.states[k]] * weights[k]
         if v > 0:
             w.found[n] = L.states[k]
             w.mass[n] = v
             n += 1
-            total += v
+            lanes[L.states[k] & 3] += v
             if v > largest:
                 largest = v
     memset(w.sums, 0, n_states * sizeof(double))
-    out.found, out.mass, out.n, out.total, out.largest = w.found, w.mass, n, total, largest
+    out.found, out.mass, out.n, out.n_positive, out.largest = w.found, w.mass, n, n, largest
+    out.total = sum_lanes(lanes)
 
 
 cdef void collect_all(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
                       Posterior* out) noexcept nogil:
     """Weight all sums in place. They stay where they are: emit clears them."""
-    cdef Py_ssize_t s
-    cdef double v, total = 0, largest = 0
+    cdef Py_ssize_t s, n0 = 0, n1 = 0, whole = n_states & ~3
+    cdef double v0, v1, v2, v3, largest = 0
+    cdef double[4] lanes
     cdef double* sums = w.sums
-    if L.given:
-        for s in range(n_states):
-            v = sums[s] * weights[s]
-            sums[s] = v
-            total += v
-            largest = v if v > largest else largest
-    else:
-        for s in range(n_states):
-            v = sums[s]
-            total += v
-            largest = v if v > largest else largest
-    out.found, out.mass, out.n, out.total, out.largest = NULL, sums, n_states, total, largest
+    lanes[:] = [0, 0, 0, 0]
+    for s in range(0, whole, 4):
+        v0, v1, v2, v3 = sums[s], sums[s + 1], sums[s + 2], sums[s + 3]
+        if L.given:
+            v0 *= weights[s]
+            v1 *= weights[s + 1]
+            v2 *= weights[s + 2]
+            v3 *= weights[s + 3]
+            sums[s], sums[s + 1], sums[s + 2], sums[s + 3] = v0, v1, v2, v3
+        lanes[0] += v0
+        lanes[1] += v1
+        lanes[2] += v2
+        lanes[3] += v3
+        n0 += (v0 > 0) + (v1 > 0)
+        n1 += (v2 > 0) + (v3 > 0)
+        largest = max(largest, max(max(v0, v1), max(v2, v3)))
+    for s in range(whole, n_states):
+        if L.given:
+            sums[s] *= weights[s]
+        lanes[s & 3] += sums[s]
+        n0 += sums[s] > 0
+        largest = max(largest, sums[s])
+    out.found, out.mass, out.n, out.n_positive, out.largest = NULL, sums, n_states, n0 + n1, largest
+    out.total = sum_lanes(lanes)
 
 
 cdef void clear(Workspace* w, Py_ssize_t n_states) noexcept nogil:
@@ -320,7 +374,9 @@ cdef int predict_correct(const value_t* mass, const Source* source, const Table*
 cdef void list_mass(const value_t* mass, const Source* source, Workspace* w, Posterior* out) noexcept nogil:
     """The belief itself as a posterior, unweighted: states, mass, total and largest."""
     cdef Py_ssize_t k, n = 0, n_words = (source.n_states + 63) >> 6
-    cdef double total = 0, largest = 0
+    cdef double largest = 0
+    cdef double[4] lanes
+    lanes[:] = [0, 0, 0, 0]
     if source.storage == PAIRS:
         memcpy(w.found, source.support, source.n_stored * sizeof(int32_t))
         for k in range(source.n_stored):
@@ -337,52 +393,51 @@ cdef void list_mass(const value_t* mass, const Source* source, Workspace* w, Pos
                 w.mass[n] = mass[0 if source.storage == UNIFORM else k]
                 n += 1
     for k in range(n):
-        total += w.mass[k]
-        if w.mass[k] > largest:
-            largest = w.mass[k]
-    out.found, out.mass, out.n, out.total, out.largest, out.source_total = w.found, w.mass, n, total, largest, total
+        lanes[w.found[k] & 3] += w.mass[k]
+        largest = max(largest, w.mass[k])
+    out.found, out.mass, out.n, out.n_positive, out.largest = w.found, w.mass, n, n, largest
+    out.total = out.source_total = sum_lanes(lanes)
 
 
 cdef void weigh(const value_t* weights, bint per_entry, double scale, Posterior* out) noexcept nogil:
     """Multiply a listed posterior by `scale` times weights, one per entry or one per state."""
-    cdef Py_ssize_t k
-    cdef double v, total = 0, largest = 0
+    cdef Py_ssize_t k, n = 0
+    cdef double v, largest = 0
+    cdef double[4] lanes
+    lanes[:] = [0, 0, 0, 0]
     for k in range(out.n):
         v = out.mass[k] * (weights[k if per_entry else out.found[k]] * scale)
         out.mass[k] = v
-        total += v
-        if v > largest:
-            largest = v
-    out.total, out.largest = total, largest
+        n += v > 0
+        lanes[out.found[k] & 3] += v
+        largest = max(largest, v)
+    out.n_positive, out.largest = n, largest
+    out.total = sum_lanes(lanes)
 
 
 # ---- leaves: emit
 
 cdef Py_ssize_t count_kept(const Posterior* posterior, double threshold, double* kept_mass) noexcept nogil:
     cdef Py_ssize_t k, kept = 0
-    cdef double total = 0
+    cdef double v
+    cdef double[4] lanes
+    lanes[:] = [0, 0, 0, 0]
     for k in range(posterior.n):
-        if posterior.mass[k] >= threshold:
-            kept += 1
-            total += posterior.mass[k]
-    kept_mass[0] = total
+        v = posterior.mass[k]
+        kept += v >= threshold
+        lanes[(posterior.found[k] if posterior.found != NULL else k) & 3] += v if v >= threshold else 0
+    kept_mass[0] = sum_lanes(lanes)
     return kept
 
 
-cdef void write_kept(value_t* values, const Posterior* posterior, double threshold, double kept_mass, int storage,
+cdef void write_list(value_t* values, const Posterior* posterior, double threshold, double kept_mass, int storage,
                      Py_ssize_t n_states, char* positions) noexcept nogil:
-    """Write what is kept, normalised, in the given form."""
+    """Write what is kept of a listed posterior, normalised, in the given form."""
     cdef Py_ssize_t k, n = 0
     cdef int32_t state
-    cdef double v
     cdef const double* mass = posterior.mass
     cdef int32_t* support = <int32_t*> positions
     cdef uint64_t* words = <uint64_t*> positions
-    if storage == DENSE and posterior.found == NULL:
-        for k in range(n_states):
-            v = mass[k] / kept_mass
-            values[k] = <value_t> (v if mass[k] >= threshold else 0)
-        return
     if storage == DENSE:
         memset(values, 0, n_states * sizeof(value_t))
     elif storage == BITMAP:
@@ -390,7 +445,7 @@ cdef void write_kept(value_t* values, const Posterior* posterior, double thresho
     for k in range(posterior.n):
         if not mass[k] >= threshold:
             continue
-        state = posterior.found[k] if posterior.found != NULL else <int32_t> k
+        state = posterior.found[k]
         if storage == DENSE:
             values[state] = <value_t> (mass[k] / kept_mass)
             continue
@@ -400,6 +455,38 @@ cdef void write_kept(value_t* values, const Posterior* posterior, double thresho
         else:
             words[state >> 6] |= (<uint64_t> 1) << (state & 63)
         n += 1
+
+
+cdef void write_sums(value_t* values, double* sums, double threshold, double kept_mass, int storage,
+                     Py_ssize_t n_states, char* positions) noexcept nogil:
+    """Write what is kept of the sums of all states, normalised, in the given form, and clear them."""
+    cdef Py_ssize_t s, k, first, width, n = 0
+    cdef double v
+    cdef value_t[64] chunk
+    cdef int32_t* support = <int32_t*> positions
+    cdef uint64_t word
+    if storage == DENSE:
+        for s in range(n_states):
+            v = sums[s]
+            sums[s] = 0
+            values[s] = <value_t> ((v if v >= threshold else 0) / kept_mass)
+        return
+    for first in range(0, n_states, 64):
+        width = min(<Py_ssize_t> 64, n_states - first)
+        for k in range(width):  # apart from the packing below, so that the divisions go in pairs
+            v = sums[first + k]
+            sums[first + k] = 0
+            chunk[k] = <value_t> ((v if v >= threshold else 0) / kept_mass)
+        word = 0
+        for k in range(width):
+            if chunk[k] != 0:
+                values[n] = chunk[k]
+                if storage == PAIRS:
+                    support[n] = <int32_t> (first + k)
+                word |= (<uint64_t> 1) << k
+                n += 1
+        if storage == BITMAP:
+            (<uint64_t*> positions)[first >> 6] = word
 
 
 # ---- between the leaves and Python
@@ -637,37 +724,48 @@ cdef int step(CoreBelief self, Source* source, Table* T, Likelihood* L, Workspac
 cdef int emit(CoreBelief self, Workspace* w, Posterior* posterior, double relative, bint release):
     """Make what is kept of the posterior, normalised, the content of `self`; the workspace is clean afterwards."""
     cdef Py_ssize_t n_cells = self.n_cells, kept, item = item_size(self.type_num)
-    cdef double kept_mass = 0, threshold
+    cdef double smallest = SMALLEST_DOUBLE, kept_mass = posterior.total, threshold
     cdef int storage, status = 0
     cdef char* block = NULL
-    # what the dtype cannot hold once normalised would be a stored zero
-    threshold = posterior.total * (4.9406564584124654e-324 if self.type_num == cnp.NPY_DOUBLE else 1.4012984643e-45)
-    threshold = max(threshold, relative * posterior.largest, 4.9406564584124654e-324)
+    cdef char* positions
+    cdef bint wide = self.type_num == cnp.NPY_DOUBLE
     if not isfinite(posterior.total) or not isfinite(posterior.source_total):
         status = NOT_A_MEASURE
     elif posterior.total <= 0:
         status = NO_EVIDENCE
     else:
+        if not wide or posterior.total > 1:  # what the dtype cannot hold once normalised would be a stored zero
+            smallest = max(smallest, posterior.total * (SMALLEST_DOUBLE if wide else SMALLEST_FLOAT))
+        threshold = max(smallest, relative * posterior.largest)
         with nogil:
-            kept = count_kept(posterior, threshold, &kept_mass)
+            kept = posterior.n_positive
+            if threshold > SMALLEST_DOUBLE:
+                kept = count_kept(posterior, threshold, &kept_mass)
             storage = smallest_storage(self.storage, kept, n_cells, item)
-            block = new_block(storage, kept, n_cells, item, self.n_axes, extents_of(self))
+            block = make_block(self, storage, kept)
             if block == NULL:
                 status = NO_MEMORY
-            elif self.type_num == cnp.NPY_DOUBLE:
-                write_kept(<double*> block, posterior, threshold, kept_mass, storage, n_cells,
-                           block + index_offset(storage, kept, n_cells, item))
             else:
-                write_kept(<float*> block, posterior, threshold, kept_mass, storage, n_cells,
-                           block + index_offset(storage, kept, n_cells, item))
-    if posterior.found == NULL:
+                positions = block + index_offset(storage, kept, n_cells, item)
+                if wide:
+                    write(<double*> block, posterior, threshold, kept_mass, storage, n_cells, positions)
+                else:
+                    write(<float*> block, posterior, threshold, kept_mass, storage, n_cells, positions)
+    if status != 0 and posterior.found == NULL:
         memset(w.sums, 0, n_cells * sizeof(double))
     if status == 0:
-        adopt(self, block, storage, kept)
         self.is_measure = True
         if relative > 0:
             self.pruned_mass += max(0.0, (posterior.total - kept_mass) / posterior.total)
     return status
+
+
+cdef void write(value_t* values, const Posterior* posterior, double threshold, double kept_mass, int storage,
+                Py_ssize_t n_states, char* positions) noexcept nogil:
+    if posterior.found != NULL:
+        write_list(values, posterior, threshold, kept_mass, storage, n_states, positions)
+    else:
+        write_sums(values, posterior.mass, threshold, kept_mass, storage, n_states, positions)
 
 
 cdef int begin(CoreBelief self) except -1:
