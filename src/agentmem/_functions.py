@@ -1,4 +1,4 @@
-"""NumPy's functions on sparse arrays (NEP 18): those that need no dense copy, and the way through one for all others."""
+"""NumPy's functions on sparse arrays (NEP 18): those that need no dense copy, and the way of all others."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SPARSE.update({np.shape: lambda a: a.shape, np.real: lambda val: val.real, np.im
 # ---- reductions
 
 
-def full_size(x: CoreArray, axis: Any) -> bool:
+def leaves_one(x: CoreArray, axis: Any) -> bool:
     """Whether a reduction along `axis` leaves one number."""
     return x.size > 0 and x.ndim > 0 and normalize_axes(axis, x.ndim) == tuple(range(x.ndim))
 
@@ -84,23 +84,20 @@ def moments(x: CoreArray, axis: Any, keepdims: bool) -> tuple[Any, Any, Any, Any
         count = np.bincount(group, minlength=n_kept)
         mean = np.bincount(group, values, n_kept) / n
         squares = np.bincount(group, np.square(values - mean[group]), n_kept)
-    squares += np.where(count < n, (n - count) * np.square(mean), 0)
+    squares = squares + np.where(count < n, (n - count) * np.square(mean), 0.0)
     return mean, squares, n, shape if keepdims else tuple(m for a, m in enumerate(x.shape) if a not in axes)
 
 
-def mean(x: CoreArray, axis: Any, dtype: Any, keepdims: bool) -> Any:
-    averages, _, _, shape = moments(x, axis, keepdims)
-    return in_shape(averages, shape, dtype or (x.dtype if x.dtype.kind == "f" else np.float64))
-
-
-def var(x: CoreArray, axis: Any, dtype: Any, ddof: Any, keepdims: bool) -> Any:
-    _, squares, n, shape = moments(x, axis, keepdims)
-    return in_shape(squares / np.float64(max(n - ddof, 0)), shape, dtype or (x.dtype if x.dtype.kind == "f" else np.float64))
-
-
-def in_shape(cells: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A NumPy scalar for shape (), as NumPy's reductions return."""
-    return cells.astype(dtype).reshape(shape)[()]
+def statistic(function: Any, x: CoreArray, axis: Any, dtype: Any, keepdims: bool, ddof: Any = 0) -> Any:
+    """`np.mean`, `np.var` or `np.std` of a non-empty array."""
+    result, squares, n, shape = moments(x, axis, keepdims)
+    if function is not np.mean:
+        result = squares / np.float64(max(n - ddof, 0))
+    if function is np.std:
+        result = np.sqrt(result)
+    if dtype is None:
+        dtype = x.dtype if x.dtype.kind == "f" else np.float64
+    return result.astype(dtype).reshape(shape)[()]  # a NumPy scalar for shape ()
 
 
 def with_first_zero(x: CoreArray) -> tuple[Any, Any]:
@@ -132,15 +129,41 @@ def argwhere(a: Any) -> Any:
 
 @implements(np.ptp)
 def ptp(a: Any, axis: Any = None, out: Any = None, keepdims: bool = False) -> Any:
-    return None if out is not None else np.subtract(a.max(axis, keepdims=keepdims), a.min(axis, keepdims=keepdims))
+    if out is not None:
+        return None
+    return np.subtract(a.max(axis, keepdims=keepdims), a.min(axis, keepdims=keepdims))
+
+
+def by_row(function: Any, x: Any, axis: Any, keepdims: bool = False) -> Any:
+    """`function` of each row along `axis`, one dense row at a time; None if that is most of the array."""
+    if not isinstance(axis, int) or x.ndim < 2 or x.size == 0:
+        return None
+    (axis,) = normalize_axes(axis, x.ndim)
+    n = x.shape[axis]
+    rows = np.moveaxis(x, axis, -1)
+    row_of, column = np.divmod(rows.indices, n)
+    met, starts = np.unique(row_of, return_index=True)
+    if len(met) * n * 4 > x.size:
+        return None
+    result = np.full(x.size // n, function(np.zeros(n, x.dtype)))
+    values = rows.values
+    for row, begin, end in zip(met, starts, np.append(starts, len(values))[1:], strict=True):
+        cells = np.zeros(n, x.dtype)
+        cells[column[begin:end]] = values[begin:end]
+        result[row] = function(cells)
+    result = result.reshape(rows.shape[:-1])
+    return np.expand_dims(result, axis) if keepdims else result
 
 
 @implements(np.median)
-def median(a: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False, keepdims: bool = False) -> Any:
-    if not isinstance(a, CoreArray) or out is not None or not full_size(a, axis):
+def median(
+    a: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False, keepdims: bool = False
+) -> Any:
+    if not isinstance(a, CoreArray) or out is not None:
         return None
-    middle = [order_statistic(a, i) for i in ((a.size - 1) // 2, a.size // 2)]
-    result = np.mean(np.array(middle)) if middle[0] != middle[1] else np.mean(np.array(middle[:1]))
+    if not leaves_one(a, axis):
+        return by_row(np.median, a, axis, keepdims)
+    result = np.median(np.array([order_statistic(a, i) for i in ((a.size - 1) // 2, a.size // 2)]))
     return np.reshape(result, (1,) * a.ndim) if keepdims else result
 
 
@@ -163,8 +186,10 @@ def quantile(
 ) -> Any:  # fmt: skip
     if not isinstance(a, CoreArray) or out is not None or weights or method != "linear" or keepdims:
         return None
-    if not full_size(a, axis) or np.ndim(q) or not 0 <= q <= 1 or a.dtype.kind == "b":
+    if np.ndim(q) or not 0 <= q <= 1 or a.dtype.kind == "b":
         return None
+    if not leaves_one(a, axis):
+        return by_row(lambda row: np.quantile(row, q), a, axis)
     at = q * (a.size - 1)
     below = min(int(at), max(a.size - 2, 0))
     pair = np.array([order_statistic(a, i) for i in (below, min(below + 1, a.size - 1))])
@@ -184,10 +209,10 @@ def average(a: Any, axis: Any = None, weights: Any = None, returned: bool = Fals
         return a.mean(axis, **keepdims)
     if axis is not None or keepdims or np.shape(a) != np.shape(weights):
         return None
-    total = np.sum(weights)
+    total: Any = np.sum(weights)
     if total == 0 or not isinstance(products := np.multiply(a, weights), CoreArray):
         return None
-    return np.sum(products) / total
+    return as_method("sum")(products) / total
 
 
 def implements_without_nan(function: Any, plain: Any) -> None:
@@ -217,33 +242,41 @@ def dot(a: Any, b: Any, out: Any = None) -> Any:
 
 @implements(np.inner)
 def inner(a: Any, b: Any, /) -> Any:
-    return contract(a, b.T if isinstance(b, CoreArray) else np.asarray(b).T) if np.ndim(b) <= 2 else None
+    b = as_array(b)
+    return contract(a, b.T) if b.ndim in (1, 2) else None
 
 
 @implements(np.vdot)
 def vdot(a: Any, b: Any, /) -> Any:
-    return contract(a.reshape(-1) if isinstance(a, CoreArray) else np.ravel(a),
-                    b.reshape(-1) if isinstance(b, CoreArray) else np.ravel(b))  # fmt: skip
+    return contract(as_array(a).reshape(-1), as_array(b).reshape(-1))
 
 
 @implements(np.outer)
 def outer(a: Any, b: Any, out: Any = None) -> Any:
-    if out is not None or not (isinstance(a, CoreArray) and isinstance(b, CoreArray)):
+    if out is not None:
         return None
-    return np.multiply(a.reshape(-1, 1), b.reshape(1, -1))
+    return np.multiply(as_array(a).reshape(-1, 1), as_array(b).reshape(1, -1))
+
+
+def as_array(value: Any) -> Any:
+    return value if isinstance(value, CoreArray) else np.asarray(value)
 
 
 @implements(np.linalg.norm)
 def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
-    is_plain = axis is None and not keepdims and x.size and (ord is None or (x.ndim == 1 and ord in (1, 2, np.inf)))
-    return np.linalg.norm(np.append(x.values, x.dtype.type(0)), ord) if is_plain else None
+    is_plain = ord is None or (x.ndim == 1 and ord in (1, 2, np.inf))
+    if axis is not None or keepdims or not x.size or not is_plain:
+        return None
+    return np.linalg.norm(np.append(x.values, x.dtype.type(0)), ord)
 
 
 # ---- structure
 
 
 @implements(np.zeros_like, np.empty_like)
-def zeros_like(a: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Any = None, **device: Any) -> Any:
+def zeros_like(
+    a: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Any = None, **device: Any
+) -> Any:
     if not subok or device or not isinstance(a, CoreArray):
         return None
     cells = np.zeros(0, dtype or a.dtype)
@@ -274,11 +307,14 @@ def moveaxis(a: Any, source: Any, destination: Any) -> Any:
 
 
 def all_sparse(arrays: Any) -> bool:
-    return isinstance(arrays, list | tuple) and len(arrays) > 0 and all(isinstance(a, CoreArray) for a in arrays)
+    is_sequence = isinstance(arrays, list | tuple) and len(arrays) > 0
+    return is_sequence and all(isinstance(a, CoreArray) for a in arrays)
 
 
 @implements(np.concatenate)
-def concatenate(arrays: Any, axis: Any = 0, out: Any = None, *, dtype: Any = None, casting: str = "same_kind") -> Any:
+def concatenate(
+    arrays: Any, axis: Any = 0, out: Any = None, *, dtype: Any = None, casting: Any = "same_kind"
+) -> Any:
     if not all_sparse(arrays) or out is not None:
         return None
     if axis is None:
@@ -296,7 +332,7 @@ def concatenate(arrays: Any, axis: Any = 0, out: Any = None, *, dtype: Any = Non
         coords[axis] = coords[axis] + begin
         positions.append(flatten(coords, tuple(shape), a.nnz))
         begin += a.shape[axis]
-    values = np.concatenate([a.values for a in arrays], dtype=dtype, casting=casting)  # type: ignore[call-overload]
+    values = np.concatenate([a.values for a in arrays], dtype=dtype, casting=casting)
     return most_derived(arrays)._from_pairs(tuple(shape), *sort_pairs(np.concatenate(positions), values))
 
 
@@ -309,7 +345,9 @@ def stack(arrays: Any, axis: int = 0, out: Any = None, **options: Any) -> Any:
 
 @implements(np.vstack)
 def vstack(tup: Any, **options: Any) -> Any:
-    return concatenate([a.reshape(1, -1) if a.ndim < 2 else a for a in tup], 0, **options) if all_sparse(tup) else None
+    if not all_sparse(tup):
+        return None
+    return concatenate([a.reshape(1, -1) if a.ndim < 2 else a for a in tup], 0, **options)
 
 
 @implements(np.hstack)
@@ -317,6 +355,3 @@ def hstack(tup: Any, **options: Any) -> Any:
     if not all_sparse(tup) or any(a.ndim == 0 for a in tup):
         return None
     return concatenate(tup, 0 if tup[0].ndim == 1 else 1, **options)
-
-
-__all__ = ["call_function", "mean", "var", "with_first_zero"]

@@ -127,7 +127,7 @@ def picked_positions(key: Any, shape: Shape) -> Positions:
 
 def picked_entries(
     ranges: list[tuple[int, int, int, bool]], positions: Positions, shape: Shape
-) -> tuple[Positions, Any]:
+) -> tuple[Any, Any]:
     """For a basic key: which entries it picks (a mask), and the flat positions of those in the pick."""
     if len(shape) == 1:
         coords: tuple[Positions, ...] = (positions,)

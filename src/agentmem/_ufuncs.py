@@ -1,7 +1,7 @@
 """NumPy's ufuncs on sparse arrays (NEP 13).
 
-What maps zero to zero gives a sparse result; the rest is computed dense. That is judged on the operation and the
-kinds of its operands, never on their values. Where the values of a dense operand make a zero cell non-zero
+What maps zero to zero gives a sparse result; the rest is computed dense. That is judged on the operation and
+the kinds of its operands, not on values. Where the values of a dense operand make a zero cell non-zero
 (0 / 0, 0 * inf), that cell is found and stored, so that the numbers are NumPy's everywhere.
 """
 
@@ -20,8 +20,8 @@ from agentmem._positions import broadcast_pairs, cells_at, coordinates, flatten,
 STORABLE = frozenset("?bBhHiIlLqQefd")  # the dtypes that an array may keep
 PROBE_CELLS = 2048  # of a dense operand, looked at in one go
 ORDER_FREE = {
-    np.add, np.multiply, np.maximum, np.minimum, np.fmax, np.fmin, np.logical_and, np.logical_or, np.logical_xor,
-    np.bitwise_and, np.bitwise_or, np.bitwise_xor,
+    np.add, np.multiply, np.maximum, np.minimum, np.fmax, np.fmin,
+    np.logical_and, np.logical_or, np.logical_xor, np.bitwise_and, np.bitwise_or, np.bitwise_xor,
 }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def one_writer(arrays: Iterable[Any]) -> Iterator[None]:
 
 
 def call_dense(function: Callable[..., Any], args: Any, kwargs: Any, changed: Iterable[Any] = ()) -> Any:
-    """What `function` returns on dense copies; the arrays in `changed` (some of the arguments) take its changes."""
+    """What `function` returns on dense copies; the arguments that are in `changed` take its changes."""
     sparse = {id(x): x for x in changed if isinstance(x, CoreArray)}
     dense = {key: x.to_dense() for key, x in sparse.items()}
     original = {id(d): sparse[key] for key, d in dense.items()}
@@ -94,7 +94,7 @@ def kind_of(operand: Any) -> Any:
 
 @lru_cache(4096)
 def maps_zero_to_zero(ufunc: np.ufunc, kinds: tuple[Any, ...]) -> bool:
-    """Whether every output is zero where the sparse operands are, whichever ordinary value the other one has."""
+    """Whether every output is zero where the sparse operands are, for ordinary values of the other one."""
 
     def operand(kind: Any, value: int) -> Any:
         if type(kind) is tuple:
@@ -137,15 +137,14 @@ def in_chunks(y: Any, shape: tuple[int, ...]) -> Iterator[Any]:
 
 
 def nonzero_off_support(ufunc: np.ufunc, operands: tuple[Any, ...], y: Any, shape: tuple[int, ...]) -> Any:
-    """Positions where `ufunc` of zero and the ndarray `y` is not zero, among all cells. O(size) time, little memory."""
+    """Positions where `ufunc` of zero and the ndarray `y` is not zero. O(size) time, little memory."""
     if is_harmless(ufunc, y):
         return np.zeros(0, np.intp)
     zero = [x.dtype.type(0) if isinstance(x, CoreArray) else None for x in operands]
     found, start = [], 0
     for chunk in in_chunks(y, shape):
-        for result in outputs(ufunc(*[chunk if z is None else z for z in zero])):
-            if np.count_nonzero(result):
-                found.append(start + np.flatnonzero(result))
+        results = outputs(ufunc(*[chunk if z is None else z for z in zero]))
+        found += [start + np.flatnonzero(result) for result in results if np.count_nonzero(result)]
         start += len(chunk)
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.intp)
 
@@ -153,17 +152,18 @@ def nonzero_off_support(ufunc: np.ufunc, operands: tuple[Any, ...], y: Any, shap
 # ---- elementwise
 
 
-def elementwise(ufunc: np.ufunc, inputs: tuple[Any, ...], out: tuple[Any, ...], options: dict[str, Any]) -> Any:
+def elementwise(
+    ufunc: np.ufunc, inputs: tuple[Any, ...], out: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
     """The sparse result of a ufunc that maps zero to zero; None if it has to be computed dense."""
-    operands = tuple(
-        x if isinstance(x, CoreArray | np.ndarray | np.generic | bool | int | float) else np.asarray(x) for x in inputs
-    )
+    as_given = CoreArray | np.ndarray | np.generic | bool | int | float
+    operands = tuple(x if isinstance(x, as_given) else np.asarray(x) for x in inputs)
     kinds = tuple(map(kind_of, operands))
     if "where" in options or not maps_zero_to_zero(ufunc, kinds):
         return None
     if any(o is not None and not isinstance(o, CoreArray) for o in out):
         return None
-    shape = np.broadcast_shapes(*[np.shape(x) if isinstance(x, np.ndarray) else getattr(x, "shape", ()) for x in operands])
+    shape = np.broadcast_shapes(*[getattr(x, "shape", ()) for x in operands])
     if shape == () or any(o is not None and o.shape != shape for o in out):
         return None
     sparse = [x for x in operands if isinstance(x, CoreArray)]
@@ -193,7 +193,8 @@ def elementwise(ufunc: np.ufunc, inputs: tuple[Any, ...], out: tuple[Any, ...], 
         else:
             cells.append(x)
     if out:
-        options = {**options, "out": tuple(None if o is None else np.empty(len(support), o.dtype) for o in out)}
+        n = len(support)
+        options = {**options, "out": tuple(None if o is None else np.empty(n, o.dtype) for o in out)}
     results = outputs(ufunc(*cells, **options))
     if any(r.dtype.char not in STORABLE for r in results):
         return None
@@ -222,7 +223,7 @@ def rebuild(ufunc: np.ufunc, operands: tuple[Any, ...], options: dict[str, Any])
 def reduce_entries(
     ufunc: np.ufunc, x: CoreArray, axis: Any = 0, dtype: Any = None, keepdims: bool = False, **initial: Any
 ) -> Any:
-    """``ufunc.reduce`` over the entries and, where cells are missing, one zero; None if it has to be computed dense."""
+    """``ufunc.reduce`` over the entries, and a zero where cells are missing; None to compute it dense."""
     if ufunc not in ORDER_FREE or x.size == 0 or x.ndim == 0:
         return None
     axes = normalize_axes(axis, x.ndim)
@@ -239,7 +240,7 @@ def reduce_entries(
     out = np.full(n_kept, zero)
     if len(values):
         group, order, starts = group_entries(x, shape)
-        wide = np.float64 if ufunc is np.add and zero.dtype.kind == "f" else dtype  # reduceat does not sum pairwise
+        wide = np.float64 if ufunc is np.add and zero.dtype.kind == "f" else dtype  # reduceat sums naively
         parts = ufunc.reduceat(values[order], starts, dtype=wide)
         counts = np.diff(starts, append=len(values))
         out[group[order[starts]]] = np.where(counts < n_reduced, ufunc(parts, zero), parts)
@@ -250,7 +251,7 @@ def reduce_entries(
 
 
 def group_entries(x: CoreArray, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
-    """Of each entry the cell of `shape` it is reduced into; an order that sorts them by it; where each group starts."""
+    """The cell of `shape` each entry is reduced into; an order that sorts by it; where each group starts."""
     coords = [c if n > 1 else 0 for c, n in zip(coordinates(x.indices, x.shape), shape, strict=True)]
     group = flatten(coords, shape, x.nnz)
     order = np.argsort(group, kind="stable")
@@ -262,7 +263,9 @@ def group_entries(x: CoreArray, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
 def contract(a: Any, b: Any) -> Any:
     """``a @ b`` for one or two axes each, from the entries; None if it has to be computed dense."""
     a, b = (x if isinstance(x, CoreArray) else np.asarray(x) for x in (a, b))
-    if not (1 <= a.ndim <= 2 and 1 <= b.ndim <= 2) or a.shape[-1] != b.shape[0] or any(kind_of(x) is None for x in (a, b)):
+    if not (1 <= a.ndim <= 2 and 1 <= b.ndim <= 2) or a.shape[-1] != b.shape[0]:
+        return None
+    if kind_of(a) is None or kind_of(b) is None:
         return None
     dtype = np.result_type(a.dtype, b.dtype)
     if b.ndim == 1:
@@ -290,10 +293,9 @@ def contract(a: Any, b: Any) -> Any:
 
 def is_foreign(value: Any) -> bool:
     """Whether another library's array has a say in what happens."""
-    override = getattr(type(value), "__array_ufunc__", None)
-    return not isinstance(value, CoreArray) and override not in (None, np.ndarray.__array_ufunc__) and not isinstance(
-        value, np.generic
-    )
+    if isinstance(value, CoreArray | np.generic):
+        return False
+    return getattr(type(value), "__array_ufunc__", None) not in (None, np.ndarray.__array_ufunc__)
 
 
 def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

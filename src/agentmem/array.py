@@ -5,6 +5,7 @@ Storage is in `_core.array`, ufuncs in `_ufuncs`, functions in `_functions`, ind
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from typing import Any, Self, cast
@@ -36,7 +37,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
     Parameters
     ----------
     array_like : array_like, scipy.sparse array or SparseArray
-        Any shape; bool, integers or floats of up to 64 bits. Copied; zeros (and the sign of -0.0) are not stored.
+        Any shape; bool, integers or floats of up to 64 bits. Copied. Zeros, -0.0 too, are not stored.
     dtype : dtype, optional
         As in `numpy.array`.
 
@@ -47,13 +48,14 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
     Notes
     -----
-    The storage of fewest bytes is chosen at every change; an array never takes more than its dense form plus 256 B.
+    The storage of fewest bytes is chosen at every change; an array never takes more than its dense form
+    plus 256 B.
 
-    A result is sparse if the operation maps zero to zero whatever the values: ``x * y``, ``x / 2``, ``x > 0.1``,
-    ``np.sqrt(x)``. Other results, and all reductions, are what NumPy returns. Unlike an ndarray's, the results of
-    indexing and reshaping are copies, not views.
+    A result is sparse if the operation maps zero to zero, whatever the values: ``x * y``, ``x / 2``,
+    ``x > 0.1``, ``np.sqrt(x)``. Other results, and all reductions, are what NumPy returns. As in
+    scipy.sparse, the results of indexing and reshaping are copies, not views.
 
-    One writer: two threads that change one array raise RuntimeError.
+    One writer: a second thread that changes the array at the same time gets a RuntimeError.
 
     Examples
     --------
@@ -72,9 +74,10 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
             values = array_like.values if dtype is None else array_like.values.astype(dtype)
             self._become(array_like.shape, array_like.indices, values)
         elif hasattr(array_like, "tocoo"):  # scipy.sparse
-            entries = array_like.tocoo()
+            entries = array_like.tocoo(copy=True)
             entries.sum_duplicates()
-            positions = flatten([np.asarray(c, np.intp) for c in entries.coords], entries.shape, len(entries.data))
+            coords = [np.asarray(c, np.intp) for c in entries.coords]
+            positions = flatten(coords, entries.shape, len(entries.data))
             self._become(entries.shape, *sort_pairs(positions, np.asarray(entries.data, dtype)))
         else:
             cells = np.asarray(array_like, dtype)
@@ -82,7 +85,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
     @classmethod
     def from_indices(cls, indices: ArrayLike, values: ArrayLike, shape: int | tuple[int, ...]) -> Self:
-        """An array of `shape` with `values` at the flat C-order `indices` and zero elsewhere. O(nnz log nnz).
+        """An array of `shape` with `values` at the flat C-order `indices`, in any order. O(nnz log nnz).
 
         Raises
         ------
@@ -91,26 +94,27 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
         Examples
         --------
-        >>> SparseArray.from_indices([7, 2], [0.5, 0.25], 10)
-        SparseArray(shape=(10,), dtype=float64, nnz=2, storage='pairs', nbytes=112)
+        >>> SparseArray.from_indices([7, 2], [0.5, 0.25], 10)  # doctest: +ELLIPSIS
+        SparseArray(shape=(10,), dtype=float64, nnz=2, storage='pairs', nbytes=...)
         """
         return cls(cls._checked_pairs(indices, values, shape))
 
     @classmethod
     def _checked_pairs(cls, indices: Any, values: Any, shape: Any) -> SparseArray:
         positions, cells = np.asarray(indices), storable(np.asarray(values))
-        extents = tuple(map(operator.index, shape)) if isinstance(shape, tuple | list) else (operator.index(shape),)
+        extents = tuple(map(operator.index, shape if isinstance(shape, tuple | list) else (shape,)))
         if positions.size == 0:
             positions = positions.astype(np.intp)
         if positions.dtype.kind not in "iu":
             raise ValueError(f"indices of dtype {positions.dtype} given; expected integers")
         if positions.ndim != 1 or positions.shape != cells.shape:
             raise ValueError(
-                f"indices of shape {positions.shape} and values of shape {cells.shape} given; expected one value per index"
+                f"indices of shape {positions.shape} and values of shape {cells.shape} given; "
+                "expected one value per index"
             )
-        size = 1
-        for extent in extents:
-            size *= extent
+        if any(extent < 0 for extent in extents):
+            raise ValueError(f"shape {extents} given; expected extents of at least 0")
+        size = math.prod(extents)
         if len(positions) and not (positions.min() >= 0 and positions.max() < size):
             off = positions.min() if positions.min() < 0 else positions.max()
             raise ValueError(f"index {off} given for shape {extents}; expected 0 to {size - 1}")
@@ -131,7 +135,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
     @classmethod
     def _from_cells(cls, cells: Any) -> Self:
         made = cls.__new__(cls)
-        made._set_cells(cells.shape, cells.reshape(-1))
+        made._set_cells(cells.shape, storable(cells).reshape(-1))
         return made
 
     def _become(self, shape: tuple[int, ...], indices: Any, values: Any) -> None:
@@ -139,7 +143,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         is_entry = values != 0
         if not is_entry.all():
             indices, values = indices[is_entry], values[is_entry]
-        self._set_pairs(shape, indices, np.ascontiguousarray(storable(values)))
+        self._set_pairs(shape, indices, storable(values))
 
     # -- one protocol: a header and named arrays
 
@@ -149,7 +153,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         return {"shape": self.shape}
 
     def buffers(self) -> dict[str, NDArray[Any]]:
-        """The content as named 1-D arrays: `values` of all cells if that is how they are stored, else with `indices`."""
+        """The content as named 1-D arrays: `values` alone where every cell is stored, else with `indices`."""
         if self.storage == "dense":
             return {"values": self.to_dense().reshape(-1)}
         if self.storage == "uniform":
@@ -162,7 +166,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         shape, values = header["shape"], buffers["values"]
         if "indices" in buffers:
             return cls._from_pairs(shape, buffers["indices"], values)
-        return cls._from_cells(np.broadcast_to(values, shape) if len(values) == 1 else values.reshape(shape))
+        return cls._from_cells(np.broadcast_to(values.reshape(() if len(values) == 1 else shape), shape))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return type(self).from_buffers, (self.header, self.buffers())
@@ -213,7 +217,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
     @property
     def shape(self) -> tuple[int, ...]:
         """Extents, as NumPy's; assigning to it reshapes in place."""
-        return CoreArray.shape.__get__(self)  # type: ignore[attr-defined, no-any-return]
+        return CoreArray.shape.__get__(self)  # type: ignore[no-any-return]
 
     @shape.setter
     def shape(self, shape: Any) -> None:
@@ -238,7 +242,8 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         """A `scipy.sparse.csr_array` (two axes) or `coo_array` (any other number) of the same entries."""
         from scipy import sparse
 
-        entries = sparse.coo_array((self.values, coordinates(self.indices, self.shape)), self.shape)
+        coords: Any = coordinates(self.indices, self.shape)
+        entries = sparse.coo_array((self.values, coords), self.shape)
         return entries.tocsr() if self.ndim == 2 else entries
 
     @property
@@ -288,7 +293,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self)))
 
     def __contains__(self, value: Any) -> bool:
-        return bool(np.any(cast(Any, self) == value))
+        return bool(np.any(self == value))
 
     def __bool__(self) -> bool:
         if self.size > 1:
@@ -312,7 +317,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
     # -- indexing
 
     def __getitem__(self, key: Any) -> Any:
-        """The cells that `key` picks: a copy. A basic key takes O(nnz), any other O(cells picked + extents)."""
+        """The cells that `key` picks: a copy. O(nnz) for ints and slices, else O(cells picked + extents)."""
         if is_full_mask(key, self.shape):
             return self._from_cells(self._lookup(picked_positions(key, self.shape)))
         key = densify(key)
@@ -320,7 +325,9 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         ranges = basic_ranges(key, self.shape)
         if ranges is None or isinstance(picked, np.generic):
             cells = self._lookup(picked_positions(key, self.shape))
-            return cells[0] if isinstance(picked, np.generic) else self._from_cells(cells.reshape(picked.shape))
+            if isinstance(picked, np.generic):
+                return cells[0]
+            return self._from_cells(cells.reshape(picked.shape))
         is_picked, positions = picked_entries(ranges, self.indices, self.shape)
         return self._from_pairs(picked.shape, *sort_pairs(positions, self.values[is_picked]))
 
@@ -416,7 +423,8 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
     def round(self, decimals: int = 0, out: Any = None) -> Any:
         if out is not None:
-            return call_dense(np.round, (self, decimals, out), {}, (out,))
+            with one_writer([out]):
+                return call_dense(np.round, (self, decimals, out), {}, (out,))
         return self._from_pairs(self.shape, self.indices, self.values.round(decimals))
 
     def nonzero(self) -> tuple[NDArray[np.intp], ...]:
@@ -432,40 +440,56 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
     # -- reductions: scalars and ndarrays, as NumPy's
 
-    def sum(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
-        return np.add.reduce(cast(Any, self), axis, dtype, out, keepdims, **options)
+    def sum(
+        self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False, **options: Any
+    ) -> Any:
+        return self._reduce(np.add, axis, dtype, out, keepdims, options)
 
-    def prod(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
-        return np.multiply.reduce(cast(Any, self), axis, dtype, out, keepdims, **options)
+    def prod(
+        self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False, **options: Any
+    ) -> Any:
+        return self._reduce(np.multiply, axis, dtype, out, keepdims, options)
 
     def min(self, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
-        return np.minimum.reduce(cast(Any, self), axis, None, out, keepdims, **options)
+        return self._reduce(np.minimum, axis, None, out, keepdims, options)
 
     def max(self, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
-        return np.maximum.reduce(cast(Any, self), axis, None, out, keepdims, **options)
+        return self._reduce(np.maximum, axis, None, out, keepdims, options)
 
     def any(self, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
-        return np.logical_or.reduce(cast(Any, self), axis, None, out, keepdims, **options)
+        return self._reduce(np.logical_or, axis, None, out, keepdims, options)
 
     def all(self, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
-        return np.logical_and.reduce(cast(Any, self), axis, None, out, keepdims, **options)
+        return self._reduce(np.logical_and, axis, None, out, keepdims, options)
 
-    def mean(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
-        if out is not None or options or not self.size:
-            return call_dense(np.mean, (self, axis, dtype, out, keepdims), options, (out,))
-        return _functions.mean(self, axis, dtype, keepdims)
+    def _reduce(self, ufunc: Any, axis: Any, dtype: Any, out: Any, keepdims: Any, options: Any) -> Any:
+        return ufunc.reduce(self, axis, dtype, out, keepdims, **options)
 
-    def var(self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0, keepdims: Any = False,
-            **options: Any) -> Any:  # fmt: skip
-        if out is not None or options or not self.size:
-            return call_dense(np.var, (self, axis, dtype, out, ddof, keepdims), options, (out,))
-        return _functions.var(self, axis, dtype, ddof, keepdims)
+    def mean(
+        self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False, **options: Any
+    ) -> Any:
+        return self._statistic(np.mean, axis, dtype, out, keepdims, options)
 
-    def std(self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0, keepdims: Any = False,
-            **options: Any) -> Any:  # fmt: skip
-        if out is not None or options or not self.size:
-            return call_dense(np.std, (self, axis, dtype, out, ddof, keepdims), options, (out,))
-        return np.sqrt(_functions.var(self, axis, dtype, ddof, keepdims))
+    def var(
+        self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0, keepdims: Any = False,
+        **options: Any,
+    ) -> Any:  # fmt: skip
+        return self._statistic(np.var, axis, dtype, out, keepdims, options, ddof=ddof)
+
+    def std(
+        self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0, keepdims: Any = False,
+        **options: Any,
+    ) -> Any:  # fmt: skip
+        return self._statistic(np.std, axis, dtype, out, keepdims, options, ddof=ddof)
+
+    def _statistic(
+        self, function: Any, axis: Any, dtype: Any, out: Any, keepdims: Any, options: Any, **ddof: Any
+    ) -> Any:
+        if out is None and not options and self.size:
+            return _functions.statistic(function, self, axis, dtype, keepdims, **ddof)
+        options = {"axis": axis, "dtype": dtype, "out": out, "keepdims": keepdims, **ddof, **options}
+        with one_writer([out]):
+            return call_dense(function, (self,), options, (out,))
 
     def argmax(self, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
         return self._arg_extreme(np.argmax, axis, out, keepdims)
@@ -474,14 +498,19 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         return self._arg_extreme(np.argmin, axis, out, keepdims)
 
     def _arg_extreme(self, function: Any, axis: Any, out: Any, keepdims: Any) -> Any:
-        if out is not None or keepdims or not self.size or (axis is not None and self.ndim != 1):
-            return call_dense(function, (self, axis, out), {"keepdims": keepdims}, (out,))
-        function(np.empty(1), axis)  # AxisError, as NumPy's
-        positions, values = _functions.with_first_zero(self)
-        return positions[function(values)]
+        result = None
+        if out is None and self.size and axis is not None and self.ndim > 1:
+            result = _functions.by_row(function, self, axis, keepdims)
+        elif out is None and not keepdims and self.size and axis in (None, 0, -1):
+            positions, values = _functions.with_first_zero(self)
+            result = positions[function(values)]
+        if result is None:
+            with one_writer([out]):
+                result = call_dense(function, (self, axis, out), {"keepdims": keepdims}, (out,))
+        return result
 
     def dot(self, b: Any, out: Any = None) -> Any:
-        return np.dot(cast(Any, self), b, out)
+        return _functions.call_function(np.dot, (self, b), {} if out is None else {"out": out})
 
 
 class _Flat:
@@ -512,14 +541,15 @@ class _Flat:
 
 
 def storable(values: NDArray[Any]) -> NDArray[Any]:
-    """The values in native byte order; TypeError if an array cannot keep them."""
+    """The values in native C order; TypeError if an array cannot keep them."""
     if values.dtype.char not in STORABLE:
-        raise TypeError(f"values of dtype {values.dtype} given; expected bool, integers or floats of up to 64 bits")
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+        expected = "bool, integers or floats of up to 64 bits"
+        raise TypeError(f"values of dtype {values.dtype} given; expected {expected}")
+    return np.asarray(values, values.dtype.newbyteorder("="), order="C")
 
 
 def _add_dense_methods() -> None:
-    """The other methods of an ndarray, which go through a dense copy; those that change the array write it back."""
+    """The other methods of an ndarray: through a dense copy, written back by those that change the array."""
 
     def define(name: str, changes: bool) -> None:
         def method(self: SparseArray, *args: Any, **kwargs: Any) -> Any:
@@ -533,9 +563,9 @@ def _add_dense_methods() -> None:
         setattr(SparseArray, name, method)
 
     for name in (
-        "argpartition", "argsort", "byteswap", "choose", "clip", "compress", "conj", "conjugate", "cumprod", "cumsum",
-        "diagonal", "dump", "dumps", "getfield", "repeat", "searchsorted", "setflags", "take", "tobytes", "tofile",
-        "tolist", "trace", "view",
+        "argpartition", "argsort", "byteswap", "choose", "clip", "compress", "conj", "conjugate", "cumprod",
+        "cumsum", "diagonal", "dump", "dumps", "getfield", "repeat", "searchsorted", "setflags", "take",
+        "tobytes", "tofile", "tolist", "trace", "view",
     ):  # fmt: skip
         define(name, changes=False)
     for name in ("fill", "partition", "put", "setfield", "sort"):

@@ -1,0 +1,402 @@
+"""SparseArray beside ndarray: construction, storage, indexing, assignment, arithmetic, copies, threads."""
+
+import copy
+import pickle
+import sys
+import threading
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from agentmem.array import SparseArray
+
+DTYPES = ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"]
+SHARES = [(0.001, "pairs"), (0.3, "bitmap"), (0.99, "dense"), (1, "uniform")]
+EMPTY = [np.zeros(0), np.zeros((3, 0)), np.array(2.5), np.array(0), np.zeros((2, 3, 4, 5))]
+BAD = [[1j], ["a"], [None], np.zeros(2, "g"), np.zeros(2, "M8[s]"), np.zeros(2, "i4,i4")]
+REDUCTIONS = ["sum", "prod", "min", "max", "any", "all", "mean", "var", "std", "argmax", "argmin"]
+UFUNCS = [np.add, np.multiply, np.true_divide, np.maximum, np.greater, np.power, np.less_equal, np.fmod]
+UFUNCS += [np.floor_divide, np.logical_and, np.copysign]
+quick = settings(max_examples=200, deadline=None)
+
+
+class Child(SparseArray):
+    __slots__ = ()
+
+
+def same(ours, theirs):
+    """Assert that a result is NumPy's."""
+    if isinstance(ours, SparseArray):
+        ours._check()
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(np.asarray(ours), theirs, 1e-6 if theirs.itemsize < 8 else 1e-12)
+
+
+@st.composite
+def cells(draw, shape=None, dtype=None):
+    """Arrays of which a drawn share is zero, with NaN and inf among the rest."""
+    shape = draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=7)) if shape is None else shape
+    dtype = draw(st.sampled_from(["f8", "f4", "i4", "?"])) if dtype is None else dtype
+    values = st.sampled_from([1, 1, 2, 3, 0.5, 0.25, -1, np.nan, np.inf] if dtype[0] == "f" else [0, 1, 2, 3])
+    filled = draw(hnp.arrays(dtype, shape, elements=values.map(np.dtype(dtype).type), fill=st.just(0)))
+    kept = draw(hnp.arrays(bool, shape, elements=st.booleans(), fill=st.just(False)))
+    return np.where(kept, filled, filled.dtype.type(0))
+
+
+# ---- construction
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("share", "storage"), SHARES)
+def test_each_storage_in_each_dtype(share, storage, dtype):
+    rng = np.random.default_rng(0)
+    dense = np.zeros(4000, dtype)
+    dense[rng.permutation(4000)[: int(4000 * share)]] = 1
+    if storage == "dense" and dtype != "?":
+        dense[:100] = 2
+    for x in (SparseArray(dense), SparseArray.from_indices(np.flatnonzero(dense), dense[dense != 0], 4000)):
+        same(x, dense)
+        if np.dtype(dtype).itemsize > 1:
+            assert x.storage == storage
+        assert x.nnz == np.count_nonzero(dense)
+        assert x.density == x.nnz / 4000
+        assert x.nbytes <= dense.nbytes + 256
+        assert x.nbytes == sys.getsizeof(x)
+        np.testing.assert_array_equal(x.indices, np.flatnonzero(dense))
+        np.testing.assert_array_equal(x.values, dense[dense != 0])
+        for y in (x.copy(), pickle.loads(pickle.dumps(x)), SparseArray(x)):
+            same(y, dense)
+            assert y.storage == x.storage
+        if dtype != "f2":  # scipy has none
+            same(SparseArray(x.to_scipy()), dense)
+
+
+@pytest.mark.parametrize("dense", EMPTY)
+@pytest.mark.filterwarnings("ignore")
+def test_empty_and_no_axes(dense):
+    x = SparseArray(dense)
+    same(x, dense)
+    same(x * 2, dense * 2) if dense.ndim else None
+    same(x.copy().reshape(-1), dense.reshape(-1))
+    same(pickle.loads(pickle.dumps(x)), dense)
+    assert x.sum() == dense.sum()
+
+
+@pytest.mark.parametrize("make", [scipy.sparse.csr_array, scipy.sparse.coo_array, scipy.sparse.csc_matrix])
+def test_scipy_arrays_go_in_and_out(make):
+    dense = np.diag([1.0, 0, 2])[:, ::-1]
+    x = SparseArray(make(dense))
+    same(x, dense)
+    assert x.to_scipy().format == "csr"
+    assert x[0].to_scipy().format == "coo"
+    np.testing.assert_array_equal(x.to_scipy().toarray(), dense)
+    twice = scipy.sparse.coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(1, 3))
+    same(SparseArray(twice), np.array([[0.0, 3, 0]]))
+    assert len(twice.data) == 2
+
+
+def test_input_is_copied_and_may_be_read_only_or_strided_or_swapped():
+    dense = np.array([[0, 1.0], [2, 0]])
+    x = SparseArray(dense)
+    dense[0, 0] = 9
+    assert x[0, 0] == 0
+    dense.flags.writeable = False
+    same(SparseArray(dense), dense)
+    same(SparseArray(dense.T), dense.T)
+    same(SparseArray(dense[:, ::-1]), dense[:, ::-1])
+    assert SparseArray(dense.astype(">f8")).dtype == np.dtype("f8")
+    same(SparseArray(dense.tolist(), dtype="f4"), dense.astype("f4"))
+
+
+def test_what_was_read_stays():
+    x = SparseArray([0, 1.0, 2])
+    indices, values = x.indices, x.values
+    x[:] = 0
+    assert indices.tolist() == [1, 2]
+    assert values.tolist() == [1, 2]
+    for a in (indices, values):
+        with pytest.raises(ValueError, match="read-only"):
+            a[0] = 1
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_numbers_that_cannot_be_kept(bad):
+    with pytest.raises(TypeError, match="dtype"):
+        SparseArray(bad)
+    with pytest.raises(TypeError, match="dtype"):
+        SparseArray.from_indices(range(len(bad)), bad, 5)
+
+
+@pytest.mark.parametrize(
+    ("indices", "values", "shape", "message"),
+    [
+        ([0, 5], [1, 2], 5, "index 5 .* 0 to 4"),
+        ([-1], [1], 5, "index -1 .* 0 to 4"),
+        ([3, 1, 3], [1, 2, 3], 5, "index 3 given more than once"),
+        ([0, 1], [1], 5, "one value per index"),
+        ([[0]], [[1]], 5, "one value per index"),
+        ([0.5], [1], 5, "expected integers"),
+        ([0], [1], (-5,), "at least 0"),
+        ([0], [1], (2, 0), "index 0"),
+        ([2**63], [1], 5, "index 9223372036854775808"),
+    ],
+)
+def test_bad_indices_are_named(indices, values, shape, message):
+    with pytest.raises(ValueError, match=message):
+        SparseArray.from_indices(indices, values, shape)
+
+
+def test_more_cells_than_int32():
+    shape = (100_000, 100_000)
+    x = SparseArray.from_indices([9_999_999_999, 0, 5_000_012_345], [3.0, 1, 2], shape)
+    x._check()
+    assert x.storage == "pairs"
+    assert x[99_999, 99_999] == 3
+    assert x[50_000].indices.tolist() == [12_345]
+    assert (x * 2).sum() == 12
+    assert x.sum(axis=0)[12_345] == 2
+    x[7, 7] = 5
+    x[:2, :2] += 0
+    assert x.T[7, 7] == 5
+    assert x.nnz == 4
+    assert x.argmax() == 700_007
+    assert pickle.loads(pickle.dumps(x)).indices.tolist() == x.indices.tolist()
+
+
+# ---- beside an ndarray
+
+KEYS_1D = st.one_of(
+    st.integers(-8, 8), st.slices(7), hnp.arrays("i8", st.integers(0, 6), elements=st.integers(-7, 7)),
+    hnp.arrays(bool, st.just(7)), st.just(Ellipsis), st.none(),
+)  # fmt: skip
+
+
+@quick
+@given(cells((7,)), KEYS_1D)
+def test_indexing_one_axis(dense, key):
+    check_indexing(dense, key)
+
+
+@quick
+@given(cells((3, 4, 2)), hnp.basic_indices((3, 4, 2), allow_newaxis=True))
+def test_indexing_basic(dense, key):
+    check_indexing(dense, key)
+
+
+@quick
+@given(cells((3, 4, 2)), st.tuples(hnp.integer_array_indices((3, 4)), st.integers(-3, 2)))
+def test_indexing_advanced(dense, key):
+    check_indexing(dense, (*key[0], key[1]))
+    check_indexing(dense, key[0])
+
+
+def check_indexing(dense, key):
+    x = Child(dense)
+    try:
+        theirs = dense[key]
+    except IndexError:
+        with pytest.raises(IndexError):
+            x[key]
+        return
+    ours = x[key]
+    assert type(ours) is (Child if isinstance(theirs, np.ndarray) else type(theirs))
+    same(ours, theirs)
+    values = np.arange(theirs.size).reshape(theirs.shape) % 3
+    for value in (0, 3, values):
+        changed, expected = x.copy(), dense.copy()
+        changed[key] = value
+        expected[key] = value
+        same(changed, expected)
+    same(x, dense)
+
+
+@quick
+@given(st.data())
+def test_arithmetic(data):
+    shapes = data.draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3, max_side=5))
+    a, b = (data.draw(cells(s)) for s in shapes.input_shapes)
+    ufunc = data.draw(st.sampled_from(UFUNCS))
+    with np.errstate(all="ignore"):
+        try:
+            theirs = ufunc(a, b)
+        except (ValueError, TypeError) as error:
+            with pytest.raises(type(error)):
+                ufunc(SparseArray(a), b)
+            return
+        x, y = SparseArray(a), SparseArray(b)
+        for ours in (ufunc(x, b), ufunc(a, y), ufunc(x, y)):
+            same(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@quick
+@given(cells(), st.sampled_from(REDUCTIONS), st.data())
+def test_reductions(dense, name, data):
+    axis = data.draw(st.one_of(st.none(), st.integers(0, dense.ndim - 1)))
+    keepdims = data.draw(st.booleans())
+    with np.errstate(all="ignore"):
+        try:
+            theirs = getattr(dense, name)(axis=axis, keepdims=keepdims)
+        except ValueError:
+            with pytest.raises(ValueError, match=r"empty|zero-size"):
+                getattr(SparseArray(dense), name)(axis=axis, keepdims=keepdims)
+            return
+        ours = getattr(SparseArray(dense), name)(axis=axis, keepdims=keepdims)
+    assert type(ours) is type(theirs)
+    same(ours, theirs)
+
+
+def test_exact_off_the_support():
+    x = SparseArray([0, 1.0, 0, 2, 0, 0, 0, 0])
+    y = np.array([0, 1, np.inf, 1, np.nan, -1, 1, 1])
+    dense = x.to_dense()
+    with np.errstate(all="ignore"):
+        for other in (y, y[0], np.inf, 0, -1, 2.5):
+            for ufunc in (np.multiply, np.true_divide, np.floor_divide, np.greater, np.equal, np.power):
+                ours = ufunc(x, other)
+                same(ours, ufunc(dense, other))
+                assert type(ours) is SparseArray
+
+
+def test_whether_sparse_depends_on_kinds_alone():
+    x = SparseArray([0, 0.5, 0, 0.25])
+    for value in (1.0, 0.0, -1.0, np.inf):
+        with np.errstate(all="ignore"):
+            assert type(x * value) is type(x / value) is type(x > value) is type(value * x) is SparseArray
+            assert type(x + value) is type(value / x) is type(x < value) is np.ndarray
+
+
+def test_the_more_derived_class_is_kept():
+    x, y = SparseArray([0, 1.0]), Child([2.0, 0])
+    results = [y * 2, x + y, y + x, y[:1], y.T, y.astype("f4"), y > 1, copy.copy(y), -y]
+    results += [pickle.loads(pickle.dumps(y)), np.zeros_like(y), y.reshape(2, 1), np.ones(2) * y, np.concatenate([x, y])]
+    for result in results:
+        assert type(result) is Child
+    assert type(x * 2) is SparseArray
+
+
+def test_in_place_keeps_identity_and_dtype():
+    x = original = SparseArray(np.array([0, 3, 0, 4], "i4"))
+    x *= 2
+    x += 1
+    x //= np.array([1, 2, 3, 1])
+    assert x is original
+    same(x, np.array([1, 3, 0, 9], "i4"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.__iadd__(1.5),
+        lambda x: x.__itruediv__(2),
+        lambda x: x.__imul__(np.ones(3)),
+        lambda x: x.__setitem__(9, 1),
+        lambda x: x.__setitem__(0, "a"),
+        lambda x: x.__setitem__(slice(2), [1, 2, 3]),
+        lambda x: x.__setitem__(x > 0, [1, 2, 3]),
+        lambda x: np.add(x, 1, out=x, casting="no", dtype="f8"),
+        lambda x: np.copyto(x, np.ones(4)),
+        lambda x: x.put([7], 1),
+        lambda x: x.fill("a"),
+        lambda x: x.sort(axis=4),
+        lambda x: np.add.at(x, [9], 1),
+        lambda x: setattr(x, "shape", (3, 3)),
+        lambda x: x.resize(-1),
+    ],
+)
+def test_a_failed_change_changes_nothing(change):
+    x = SparseArray([0, 3, 0, 4])
+    before = pickle.dumps(x)
+    with pytest.raises((TypeError, ValueError, IndexError)):
+        change(x)
+    assert pickle.dumps(x) == before
+    x._check()
+
+
+# ---- protocols
+
+
+def test_conversion_follows_numpy_2():
+    x = SparseArray([0, 1.0])
+    assert np.asarray(x).flags.writeable
+    assert np.asarray(x, "f4").dtype == np.float32
+    with pytest.raises(ValueError, match="copy"):
+        np.array(x, copy=False)
+
+
+def test_buffers_rebuild_the_array():
+    for dense in (np.eye(20), np.arange(12.0).reshape(3, 4), np.full((2, 3), 2.5), np.zeros((0, 3))):
+        x = Child(dense)
+        buffers = x.buffers()
+        assert all(b.ndim == 1 for b in buffers.values())
+        y = Child.from_buffers(x.header, buffers)
+        same(y, dense)
+        assert y.storage == x.storage
+
+
+def test_pickling_out_of_band():
+    buffers = []
+    x = SparseArray(np.eye(100))
+    data = pickle.dumps(x, 5, buffer_callback=buffers.append)
+    assert len(data) < 1000
+    same(pickle.loads(data, buffers=buffers), np.eye(100))
+
+
+def test_other_libraries_decide_for_themselves():
+    class Theirs:
+        def __array_ufunc__(self, *args, **kwargs):
+            return "theirs"
+
+        def __array_function__(self, *args, **kwargs):
+            return "theirs"
+
+    assert np.add(SparseArray([1.0]), Theirs()) == "theirs"
+    assert np.concatenate([SparseArray([1.0]), Theirs()]) == "theirs"
+
+
+def test_flat_reads_and_writes():
+    m = SparseArray(np.arange(6.0).reshape(2, 3))
+    m.flat[4] = 9
+    m.flat[[0, 1]] = [7, 8]
+    assert list(m.flat) == [7, 8, 2, 3, 9, 5]
+    assert m.flat[4] == 9
+    assert len(m.flat) == 6
+
+
+def test_looks():
+    x = SparseArray(np.eye(1000))
+    assert repr(x).startswith("SparseArray(shape=(1000, 1000), dtype=float64, nnz=1000, storage='pairs'")
+    assert f"{x}" == str(x) == repr(x)
+    assert not hasattr(x, "__dict__")
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(x)
+
+
+def test_a_second_writer_is_told():
+    x = SparseArray(np.zeros(10))
+
+    class Slow:
+        def __array__(self, dtype=None, copy=None):
+            entered.set()
+            assert left.wait(10)
+            return np.ones(10)
+
+    entered, left = threading.Event(), threading.Event()
+    writer = threading.Thread(target=lambda: x.__setitem__(slice(None), Slow()))
+    writer.start()
+    assert entered.wait(10)
+    changes = [lambda: x.fill(2), lambda: x.__setitem__(0, 1), lambda: x.__imul__(2), lambda: np.copyto(x, 3)]
+    for change in changes:
+        with pytest.raises(RuntimeError, match="two writers"):
+            change()
+    assert x.sum() == 0
+    left.set()
+    writer.join()
+    same(x, np.ones(10))
+    x[0] = 5
+    assert x[0] == 5
