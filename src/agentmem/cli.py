@@ -1,0 +1,232 @@
+"""The command line: parses arguments, calls, prints. Imports click, rich and gymnasium when needed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentmem import __version__
+from agentmem.integrations import gymnasium
+from agentmem.profiler import report, tradeoff
+
+if TYPE_CHECKING:
+    import click
+
+# Beyond this the dense rival would measure the machine's swap.
+DENSE_LIMIT = 2 * 2**30
+
+
+def main() -> None:
+    """The `agentmem` command."""
+    try:
+        commands().main(prog_name="agentmem")
+    except ImportError as missing:
+        package = (missing.name or "").partition(".")[0]
+        if package not in ("click", "rich", "gymnasium"):
+            raise
+        sys.exit(f"agentmem: {package} is not installed: pip install 'agentmem-native[demo]'")
+
+
+def commands() -> click.Group:
+    """The command group. Built in a function, so that this module can be imported without click."""
+    import click
+
+    world_options: list[click.Parameter] = [
+        click.Option(
+            ["--agents"],
+            metavar="N",
+            type=click.IntRange(min=1),
+            default=20,
+            show_default=True,
+            help="Agents that walk the world.",
+        ),
+        click.Option(
+            ["--steps"],
+            metavar="N",
+            type=click.IntRange(min=1),
+            default=200,
+            show_default=True,
+            help="Steps of each agent.",
+        ),
+        click.Option(
+            ["--seed"],
+            metavar="N",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Of the map, the walks and the readings.",
+        ),
+        click.Option(
+            ["--json", "json_file"],
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            callback=_check_writable,
+            help="Also write the figures to FILE, sizes in bytes.",
+        ),
+    ]
+    which_world: list[click.Parameter] = [
+        click.Option(
+            ["--env"],
+            metavar="NAME",
+            help=f"A gymnasium environment: {', '.join(gymnasium.ENVIRONMENTS)}, or one's id.",
+        ),
+        click.Option(
+            ["--states"],
+            metavar="N",
+            type=click.IntRange(min=1, max=10**7),
+            help="A generated grid of about N states, as square as N allows.",
+        ),
+        click.Option(
+            ["--prune"],
+            metavar="SHARE",
+            type=click.FloatRange(min=0, max=1, max_open=True),
+            help="What pruning drops: entries below this share of the largest.  [default: the library's]",
+        ),
+    ]
+    group = click.Group(
+        "agentmem",
+        help="Sparse belief states for many agents: what they cost beside dense NumPy and scipy.sparse.",
+        commands=[
+            click.Command("demo", callback=demo, help=demo.__doc__, params=world_options),
+            click.Command(
+                "compare",
+                callback=compare,
+                help=compare.__doc__,
+                short_help="The same table for another world.",
+                params=[*which_world, *world_options],
+            ),
+        ],
+    )
+    return click.version_option(__version__, prog_name="agentmem")(group)
+
+
+def demo(agents: int, steps: int, seed: int, json_file: Path | None) -> None:
+    """Track agents on a 50 x 50 frozen lake, four ways.
+
+    Agents slip at random over a generated map of gymnasium's FrozenLake (2,500 states) and read their
+    position with noise; one whose episode ends starts again. A dense NumPy filter, a scipy.sparse one,
+    SparseBelief exact and SparseBelief pruned follow the same walks, each in its own process. Prints what
+    each held, how long an update took, and how far its beliefs are from dense NumPy's. Takes less than a
+    minute.
+    """
+    env, sensor = gymnasium.frozen_lake(50, seed)
+    world = gymnasium.world_from_env(
+        env, sensor, name="FrozenLake 50 x 50", agents=agents, steps=steps, seed=seed
+    )
+    parameters = {"agents": agents, "steps": steps, "seed": seed}
+    _compare(world, tradeoff.standard_configurations(), "demo", parameters, json_file)
+
+
+def compare(
+    env: str | None,
+    states: int | None,
+    prune: float | None,
+    agents: int,
+    steps: int,
+    seed: int,
+    json_file: Path | None,
+) -> None:
+    """The demo's table for another world: a gymnasium environment, or a grid of any size.
+
+    \b
+    agentmem compare --env Taxi
+    agentmem compare --states 100000 --steps 50
+
+    Sensors read a position with noise: one of the 3 x 3 cells around the true one. On Taxi that is the
+    taxi's; passenger and destination stay unseen. CliffWalking is the slippery one. Grids are slippery and
+    have no walls, and agents start anywhere. Dense NumPy is left out where its arrays would take over 2 GiB.
+    """
+    import click
+
+    if (env is None) == (states is None):
+        raise click.UsageError("give one of --env NAME and --states N")
+    if env is not None:
+        try:
+            made, sensor = gymnasium.make_env(env)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--env") from None
+        world = gymnasium.world_from_env(
+            made, sensor, name=made.spec.id, agents=agents, steps=steps, seed=seed
+        )
+    else:
+        assert states is not None
+        rows = round(math.sqrt(states))
+        world = tradeoff.grid_world(rows, max(1, round(states / rows)), agents=agents, steps=steps, seed=seed)
+
+    configurations = tradeoff.standard_configurations(prune)
+    if world.dense_nbytes > DENSE_LIMIT:
+        click.echo(
+            f"Dense NumPy is left out: its arrays would take {world.dense_nbytes / 2**30:,.1f} GiB.", err=True
+        )
+        configurations = configurations[1:]
+    parameters = {
+        "env": env,
+        "states": states,
+        "prune": prune,
+        "agents": agents,
+        "steps": steps,
+        "seed": seed,
+    }
+    _compare(world, configurations, "compare", parameters, json_file)
+
+
+def _compare(
+    world: tradeoff.World,
+    configurations: list[tradeoff.Configuration],
+    command: str,
+    parameters: dict[str, Any],
+    json_file: Path | None,
+) -> None:
+    import click
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    measurements = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(configurations[0].name, total=len(configurations))
+        try:
+            for measurement in tradeoff.measure(world, configurations):
+                measurements.append(measurement)
+                following = configurations[len(measurements) :]
+                progress.update(task, advance=1, description=following[0].name if following else "measured")
+        except RuntimeError as error:
+            raise click.ClickException(str(error)) from None
+
+    Console().print(report.to_table(world, measurements))
+    click.echo("\n" + report.summary(measurements))
+    if json_file is not None:
+        record = report.to_json(world, measurements, command=command, parameters=parameters)
+        try:
+            _write_atomically(json_file, json.dumps(record, indent=2) + "\n")
+        except OSError as error:
+            raise click.ClickException(f"cannot write {json_file}: {error.strerror}") from None
+
+
+def _check_writable(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    # Said before a minute of measuring, not after it.
+    import click
+
+    if path is not None:
+        if not path.parent.is_dir():
+            raise click.BadParameter(f"there is no directory {path.parent}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise click.BadParameter(f"{path} cannot be written")
+    return path
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file():  # /dev/stdout or a pipe must not be replaced
+        path.write_text(text)
+        return
+    path = path.resolve()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

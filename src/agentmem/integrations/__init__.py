@@ -1,0 +1,1 @@
+"""Bridges to other packages, one file each, imported only when used."""

@@ -1,0 +1,1 @@
+"""What a simulation holds and costs, measured from outside: no container knows of it."""

@@ -1,0 +1,146 @@
+"""Records in; a JSON dict, a rich table or a sentence out. Pure functions; nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from agentmem.profiler.tradeoff import Measurement, World
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = 1
+
+_RIVALS = {
+    "dense": "Dense NumPy is b @ T[a] on contiguous arrays. ",
+    "scipy": "scipy.sparse is CSR, transposed once, with a dense belief. ",
+}
+
+
+def to_json(
+    world: World, measurements: Sequence[Measurement], *, command: str, parameters: dict[str, Any]
+) -> dict[str, Any]:
+    """What was asked, the world it ran on and each configuration's record, as JSON types; sizes in bytes.
+
+    `schema` goes up when a key changes its meaning. Differences are from the configuration named `reference`.
+    """
+    steps, agents = world.actions.shape
+    records = []
+    for measurement in measurements:
+        record = asdict(measurement)
+        configuration = record.pop("configuration")
+        records.append({"configuration": configuration.pop("name"), **configuration, **record})
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "parameters": parameters,
+        "world": {
+            "name": world.name,
+            "states": world.initial.size,
+            "actions": len(world.transition),
+            "observations": world.observation.shape[1],
+            "agents": agents,
+            "steps": steps,
+            "episodes": int(world.restarts.sum()),
+        },
+        "reference": measurements[0].configuration.name,
+        "measurements": records,
+        "summary": summary(measurements),
+    }
+
+
+def to_table(world: World, measurements: Sequence[Measurement]) -> Table:
+    """One row per configuration, for a terminal of 80 columns."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    steps, agents = world.actions.shape
+    base = min(measurement.base_rss for measurement in measurements)
+    rivals = "".join(_RIVALS.get(measurement.configuration.filter, "") for measurement in measurements)
+    table = Table(
+        title=Text(
+            f"{world.name}: {world.initial.size:,} states, {len(world.transition)} actions, "
+            f"{agents} agents x {steps} steps"
+        ),
+        # Text, because rich would read the [a] of a string as markup.
+        caption=Text(
+            f"{rivals}Each ran alone, on one thread. "
+            f"Peak RSS is the whole process's, Python with its libraries {_size(base)} of it."
+        ),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        caption_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for header in (
+        "model",
+        "belief,\nmedian",
+        "belief,\npeak",
+        "peak\nRSS",
+        "us per\nupdate",
+        "largest\ndifference",
+    ):
+        table.add_column(header, justify="right", no_wrap=True)
+    for measurement in measurements:
+        difference = measurement.largest_difference
+        table.add_row(
+            measurement.configuration.name,
+            _size(measurement.model_bytes),
+            _size(measurement.belief_bytes_median),
+            _size(measurement.belief_bytes_peak),
+            _size(measurement.peak_rss),
+            _figure(measurement.microseconds_per_update),
+            "reference" if difference is None else _difference(difference),
+        )
+    return table
+
+
+def summary(measurements: Sequence[Measurement]) -> str:
+    """One sentence: the last configuration against each that is not ours, gains and losses alike."""
+    ours = measurements[-1]
+    rivals = [measurement for measurement in measurements if measurement.configuration.filter != "sparse"]
+    clauses = []
+    for rival in rivals:
+        figures = (
+            _ratio("bytes per belief", rival.belief_bytes_median, ours.belief_bytes_median, "fewer"),
+            _ratio("model bytes", rival.model_bytes, ours.model_bytes, "fewer"),
+            _ratio("peak RSS", rival.peak_rss, ours.peak_rss, "less"),
+            _ratio("time per update", rival.microseconds_per_update, ours.microseconds_per_update, "less"),
+        )
+        clauses.append(f"against {rival.configuration.name}: {', '.join(figures)}")
+    sentence = f"{ours.configuration.name} {'; '.join(clauses)}"
+    if ours.largest_difference is not None:
+        reference = measurements[0].configuration.name
+        sentence += f"; largest difference from {reference} {_difference(ours.largest_difference)}"
+    return sentence + "."
+
+
+def _ratio(what: str, rival: float, ours: float, gain: str) -> str:
+    ratio = rival / ours
+    if 0.95 < ratio < 1.05:
+        return f"about the same {what}"
+    if ratio > 1:
+        return f"{_figure(ratio)}x {gain} {what}"
+    return f"{_figure(1 / ratio)}x more {what} (a loss)"
+
+
+def _size(nbytes: float) -> str:
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            break
+        nbytes, unit = nbytes / 1024, larger
+    return f"{nbytes:,.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
+
+
+def _difference(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+def _figure(value: float) -> str:
+    """Three figures or all before the point."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"

@@ -1,0 +1,220 @@
+"""The commands print their table, write their JSON, and answer wrong input in one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import agentmem
+from agentmem import cli
+from agentmem.profiler import tradeoff
+from agentmem.profiler.tradeoff import Measurement
+
+CONFIGURATIONS = ["dense NumPy", "scipy.sparse", "SparseBelief exact", "SparseBelief pruned"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.commands(), [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What would have been measured; nothing is, and every configuration costs one of everything."""
+    calls = []
+
+    def measure(world, configurations):
+        calls.append((world, configurations))
+        for configuration in configurations:
+            yield Measurement(configuration, 1, 1, 1, 1, 1, 1.0, 0.0, 0.0)
+
+    monkeypatch.setattr(tradeoff, "measure", measure)
+    return calls
+
+
+def test_help_names_the_commands():
+    shown = run("--help")
+    assert shown.exit_code == 0
+    for word in ("Usage: agentmem", "demo", "compare", "--version"):
+        assert word in shown.output
+    for command in ("demo", "compare"):
+        shown = run(command, "--help")
+        assert shown.exit_code == 0
+        for option in ("--json FILE", "--seed", "--agents", "--steps"):
+            assert option in shown.output
+    assert "FrozenLake, Taxi" in shown.output
+
+
+def test_version():
+    assert run("--version").output == f"agentmem, version {agentmem.__version__}\n"
+
+
+def test_compare_prints_and_writes_what_it_measured(tmp_path):
+    path = tmp_path / "out.json"
+    path.write_text("old")
+    shown = run(
+        "compare", "--env", "FrozenLake", "--agents", 2, "--steps", 5, "--prune", 1e-9, "--json", path
+    )
+    assert shown.exit_code == 0, shown.output
+    record = json.loads(path.read_text())
+    for configuration in CONFIGURATIONS:
+        assert configuration in shown.stdout
+    assert record["summary"] in shown.stdout
+    assert record["command"] == "compare"
+    assert [entry["configuration"] for entry in record["measurements"]] == CONFIGURATIONS
+    assert [entry["prune"] for entry in record["measurements"]] == [None, None, 0.0, 1e-9]
+    assert all(entry["largest_difference"] < 1e-7 for entry in record["measurements"][1:])
+    assert os.listdir(tmp_path) == ["out.json"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "states", "name"),
+    [
+        ("env", "FrozenLake", 16, "FrozenLake-v1"),
+        ("env", "FrozenLake-v1", 16, "FrozenLake-v1"),
+        ("env", "Taxi", 500, "Taxi-v"),
+        ("env", "CliffWalking", 48, "CliffWalking-v"),
+        ("states", 1, 1, "1 x 1"),
+        ("states", 2, 2, "1 x 2"),
+        ("states", 50, 49, "7 x 7"),
+        ("states", 1000, 992, "32 x 31"),
+    ],
+)
+def test_compare_makes_the_world_it_was_asked_for(option, value, states, name, measured, tmp_path):
+    path = tmp_path / "out.json"
+    shown = run("compare", f"--{option}", value, "--agents", 2, "--steps", 5, "--seed", 7, "--json", path)
+    assert shown.exit_code == 0, shown.output
+    [(world, configurations)] = measured
+    assert world.initial.size == states
+    assert world.name.startswith(name)
+    assert world.actions.shape == (5, 2)
+    assert configurations == tradeoff.standard_configurations()
+    parameters = {"env": None, "states": None, "prune": None, "agents": 2, "steps": 5, "seed": 7}
+    assert json.loads(path.read_text())["parameters"] == {**parameters, option: value}
+
+
+def test_demo_is_the_frozen_lake(measured, tmp_path):
+    path = tmp_path / "demo.json"
+    shown = run("demo", "--json", path)
+    assert shown.exit_code == 0, shown.output
+    [(world, configurations)] = measured
+    assert world.initial.size == 2500
+    assert world.actions.shape == (200, 20)
+    assert configurations == tradeoff.standard_configurations()
+    record = json.loads(path.read_text())
+    assert record["command"] == "demo"
+    assert record["parameters"] == {"agents": 20, "steps": 200, "seed": 0}
+
+
+def test_dense_is_left_out_where_it_does_not_fit(measured):
+    shown = run("compare", "--states", 10_000, "--agents", 1, "--steps", 1)
+    assert shown.exit_code == 0
+    assert "Dense NumPy is left out: its arrays would take 3.7 GiB." in shown.stderr
+    assert [configuration.filter for configuration in measured[0][1]] == ["scipy", "sparse", "sparse"]
+    assert "largest difference from scipy.sparse" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "one of --env NAME and --states N"),
+        (("--env", "Taxi", "--states", 9), "one of --env NAME and --states N"),
+        (("--env", "Pong"), "choose from FrozenLake, Taxi, CliffWalking"),
+        (("--env", ""), "choose from FrozenLake, Taxi, CliffWalking"),
+        (("--states", -4), "-4 is not in the range"),
+        (("--states", 0), "0 is not in the range"),
+        (("--states", "many"), "'many' is not a valid integer"),
+        (("--states", 9, "--agents", 0), "0 is not in the range"),
+        (("--states", 9, "--steps", 0), "0 is not in the range"),
+        (("--states", 9, "--seed", -1), "-1 is not in the range"),
+        (("--states", 9, "--prune", 1), "1.0 is not in the range"),
+        (("--states", 9, "--prune", -0.1), "-0.1 is not in the range"),
+        (("--states", 9, "--json", "/nowhere/at/all.json"), "there is no directory /nowhere/at"),
+        (("--states", 9, "--json", "/"), "is a directory"),
+        (("--states", 9, "more"), "unexpected extra argument"),
+        (("--stats", 9), "No such option"),
+    ],
+)
+def test_wrong_input_is_a_usage_error(arguments, says, measured):
+    shown = run("compare", *arguments)
+    assert shown.exit_code == 2
+    assert says in shown.output
+    assert not measured
+
+
+def test_a_file_that_cannot_be_written_is_an_error_after_the_table(measured, tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "_write_atomically", full)
+    shown = run("compare", "--states", 4, "--agents", 1, "--steps", 1, "--json", tmp_path / "out.json")
+    assert shown.exit_code == 1
+    assert "SparseBelief pruned against" in shown.stdout
+    assert "No space left on device" in shown.stderr
+
+
+def test_a_failing_child_is_an_error(monkeypatch):
+    def failing(world, configurations):
+        yield from ()
+        raise RuntimeError("dense NumPy failed: MemoryError")
+
+    monkeypatch.setattr(tradeoff, "measure", failing)
+    shown = run("compare", "--states", 4)
+    assert shown.exit_code == 1
+    assert "Error: dense NumPy failed: MemoryError" in shown.stderr
+
+
+def test_a_write_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "out.json"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        cli._write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    link = tmp_path / "link.json"
+    link.symlink_to(path)
+    cli._write_atomically(link, "new")
+    assert path.read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["link.json", "out.json"]
+
+
+def test_a_pipe_is_written_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        cli._write_atomically(pipe, "figures")
+        assert os.read(reader, 100) == b"figures"
+        assert pipe.is_fifo()
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize("missing", ["click", "rich", "gymnasium"])
+def test_a_missing_package_is_named_in_one_line(missing):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['agentmem', 'demo']\n"
+        "from agentmem.cli import main; main()"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 1
+    assert shown.stdout == ""
+    assert shown.stderr == f"agentmem: {missing} is not installed: pip install 'agentmem-native[demo]'\n"
+
+
+def test_the_package_runs_as_a_module():
+    shown = subprocess.run(
+        [sys.executable, "-m", "agentmem", "--version"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == f"agentmem, version {agentmem.__version__}\n"
+
+
+def test_importing_agentmem_loads_none_of_it():
+    code = (
+        "import sys, agentmem\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('click', 'rich', 'gymnasium')"
+        " or m.startswith(('agentmem.cli', 'agentmem.profiler', 'agentmem.integrations'))])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"

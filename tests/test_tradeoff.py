@@ -1,0 +1,222 @@
+"""All configurations follow the same walks to the same beliefs; each record says what its process held."""
+
+import io
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+import agentmem as am
+from agentmem.profiler import report, tradeoff
+from agentmem.profiler.tradeoff import Configuration, World, grid_world, position_sensor, sample_row
+
+
+def assert_same_world(a, b):
+    assert a.name == b.name
+    for x, y in zip([*a.transition, a.observation], [*b.transition, b.observation], strict=True):
+        assert np.array_equal(x.toarray(), y.toarray())
+    for field in ("initial", "actions", "observations", "restarts"):
+        assert np.array_equal(getattr(a, field), getattr(b, field))
+
+
+def dense_beliefs(world):
+    """(steps, agents, S) beliefs and (steps, agents) log-evidence, by the obvious loop."""
+    transition = [table.toarray() for table in world.transition]
+    observation = world.observation.toarray()
+    beliefs = np.empty((*world.actions.shape, world.initial.size))
+    evidence = np.empty(world.actions.shape)
+    for step, agent in np.ndindex(*world.actions.shape):
+        before = world.initial if world.restarts[step, agent] else beliefs[step - 1, agent]
+        after = (
+            before @ transition[world.actions[step, agent]] * observation[:, world.observations[step, agent]]
+        )
+        beliefs[step, agent] = after / after.sum()
+        evidence[step, agent] = np.log(after.sum())
+    return beliefs, evidence
+
+
+@pytest.fixture(scope="module")
+def world():
+    generated = grid_world(5, 7, agents=4, steps=30, seed=1)
+    restarts = generated.restarts.copy()
+    restarts[11, 2] = restarts[20, 2] = True
+    return replace(generated, restarts=restarts)
+
+
+@pytest.fixture(scope="module")
+def measurements(world):
+    return list(tradeoff.measure(world, tradeoff.standard_configurations()))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (3, 1), (2, 2), (4, 5)])
+def test_the_sensor_reads_its_neighbourhood(rows, columns):
+    expected = np.zeros((rows * columns, rows * columns))
+    for row, column in np.ndindex(rows, columns):
+        for down, right in np.ndindex(3, 3):
+            y, x = row + down - 1, column + right - 1
+            if 0 <= y < rows and 0 <= x < columns:
+                expected[row * columns + column, y * columns + x] = (2 - abs(down - 1)) * (2 - abs(right - 1))
+    expected /= expected.sum(axis=1, keepdims=True)
+    sensor = position_sensor(rows, columns)
+    assert np.allclose(sensor.toarray(), expected, atol=1e-15)
+    assert np.diff(sensor.indptr).max() <= 9
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (3, 4)])
+def test_the_grid_slips_to_the_sides_and_stays_at_its_border(rows, columns):
+    world = grid_world(rows, columns, agents=1, steps=1, seed=0)
+    steps = [(0, -1), (1, 0), (0, 1), (-1, 0)]
+    for action in range(4):
+        expected = np.zeros((rows * columns, rows * columns))
+        for row, column in np.ndindex(rows, columns):
+            for turn, probability in ((0, 0.8), (-1, 0.1), (1, 0.1)):
+                down, right = steps[(action + turn) % 4]
+                target = np.clip(row + down, 0, rows - 1) * columns + np.clip(column + right, 0, columns - 1)
+                expected[row * columns + column, target] += probability
+        assert np.allclose(world.transition[action].toarray(), expected, atol=1e-15)
+
+
+def test_grids_are_seeded():
+    assert_same_world(
+        grid_world(4, 4, agents=2, steps=9, seed=5), grid_world(4, 4, agents=2, steps=9, seed=5)
+    )
+    other = grid_world(4, 4, agents=2, steps=9, seed=6)
+    assert not np.array_equal(other.observations, grid_world(4, 4, agents=2, steps=9, seed=5).observations)
+
+
+def test_rows_are_sampled_by_their_weights():
+    table = sparse.csr_array(np.array([[0.0, 0.2, 0.0, 0.8], [1.0, 0.0, 0.0, 0.0]]))
+    rng = np.random.default_rng(0)
+    drawn = np.bincount([sample_row(table, 0, rng) for _ in range(2000)], minlength=4) / 2000
+    assert np.allclose(drawn, [0, 0.2, 0, 0.8], atol=0.05)
+    assert sample_row(table, 1, rng) == 0
+
+
+def test_a_world_comes_back_from_its_directory(world, tmp_path):
+    world.save(tmp_path)
+    assert_same_world(World.load(tmp_path), world)
+
+
+@pytest.mark.parametrize("configuration", tradeoff.standard_configurations(), ids=lambda c: c.name)
+def test_every_filter_follows_the_obvious_loop(world, configuration):
+    expected, expected_evidence = dense_beliefs(world)
+    step_filter = tradeoff._FILTERS[configuration.filter](world, configuration)
+    tolerance = 1e-9 if configuration.prune is None and configuration.filter == "sparse" else 1e-14
+    for step, (beliefs, evidence, _) in enumerate(tradeoff._run(world, step_filter)):
+        assert np.allclose([step_filter.to_dense(b) for b in beliefs], expected[step], rtol=0, atol=tolerance)
+        assert np.allclose(evidence, expected_evidence[step], rtol=0, atol=100 * tolerance)
+
+
+def test_records_hold_the_bytes_of_each_configuration(world, measurements):
+    assert [m.configuration for m in measurements] == tradeoff.standard_configurations()
+    dense, scipy, exact, pruned = measurements
+    n_states = world.initial.size
+    assert dense.model_bytes == 8 * (4 * n_states**2 + n_states**2 + n_states)
+    assert dense.model_bytes == world.dense_nbytes + world.initial.nbytes
+    entries = sum(table.nnz for table in world.transition) + world.observation.nnz
+    assert scipy.model_bytes == 12 * entries + 4 * 5 * (n_states + 1) + 8 * n_states
+    model = am.Model(world.transition, world.observation, world.initial)
+    assert exact.model_bytes == pruned.model_bytes == model.nbytes
+    assert dense.belief_bytes_median == scipy.belief_bytes_peak == sys.getsizeof(np.empty(n_states))
+    for ours in (exact, pruned):
+        assert 0 < ours.belief_bytes_median <= ours.belief_bytes_peak <= 8 * n_states + 256
+    for measurement in measurements:
+        assert 2**20 < measurement.base_rss <= measurement.peak_rss
+        assert measurement.microseconds_per_update > 0
+
+
+def test_the_first_is_the_reference_and_the_others_agree(measurements):
+    reference, *others = measurements
+    assert reference.largest_difference is reference.largest_log_evidence_difference is None
+    for measurement in others[:2]:
+        assert measurement.largest_difference < 1e-14
+        assert measurement.largest_log_evidence_difference < 1e-12
+    assert others[2].largest_difference < 1e-9
+
+
+def test_a_coarse_filter_shows_its_difference(world):
+    coarse = Configuration("coarse", "sparse", prune=0.02)
+    reference, measurement = tradeoff.measure(world, [Configuration("scipy", "scipy"), coarse])
+    step_filter = tradeoff._FILTERS["sparse"](world, coarse)
+    expected, expected_evidence = dense_beliefs(world)
+    difference = evidence_difference = 0.0
+    for step, (beliefs, evidence, _) in enumerate(tradeoff._run(world, step_filter)):
+        difference = max(difference, np.abs([b.to_dense() for b in beliefs] - expected[step]).max())
+        evidence_difference = max(evidence_difference, np.abs(evidence - expected_evidence[step]).max())
+    assert difference > 1e-3
+    assert measurement.largest_difference == pytest.approx(difference, rel=1e-9)
+    assert measurement.largest_log_evidence_difference == pytest.approx(evidence_difference, rel=1e-9)
+    assert reference.largest_difference is None
+
+
+def test_a_failing_child_is_reported_and_leaves_nothing(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    impossible = replace(world, observation=sparse.csr_array(world.observation * 0))
+    with pytest.raises(RuntimeError, match=r"^scipy failed: ValueError"):
+        list(tradeoff.measure(impossible, [Configuration("scipy", "scipy")]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_holds_plain_numbers(world, measurements):
+    record = report.to_json(world, measurements, command="compare", parameters={"states": 35})
+    assert record["schema"] == 1
+    assert record["reference"] == "dense NumPy"
+    assert record["world"] == {
+        "name": "5 x 7 slippery grid",
+        "states": 35,
+        "actions": 4,
+        "observations": 35,
+        "agents": 4,
+        "steps": 30,
+        "episodes": 6,
+    }
+    assert [r["configuration"] for r in record["measurements"]] == [
+        m.configuration.name for m in measurements
+    ]
+    for entry, measurement in zip(record["measurements"], measurements, strict=True):
+        assert entry["peak_rss"] == measurement.peak_rss
+        assert entry["prune"] == measurement.configuration.prune
+        assert {type(value) for value in entry.values()} <= {int, float, str, type(None)}
+
+
+def test_the_table_fits_eighty_columns_and_shows_every_configuration(world, measurements):
+    from rich.console import Console
+
+    large = [
+        replace(m, model_bytes=999 * 2**20, belief_bytes_peak=999 * 2**10, microseconds_per_update=9999.0)
+        for m in measurements
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.to_table(world, large))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    for measurement in measurements:
+        assert sum(line.startswith(measurement.configuration.name + " ") for line in lines) >= 1
+    assert "999 MiB" in "".join(lines)
+    assert "b @ T[a]" in "".join(lines)
+
+
+def test_the_summary_tells_gains_and_losses(measurements):
+    rival = replace(
+        measurements[0],
+        belief_bytes_median=1500,
+        model_bytes=100,
+        peak_rss=10_000,
+        microseconds_per_update=2.0,
+    )
+    ours = replace(
+        measurements[3],
+        belief_bytes_median=10,
+        model_bytes=120,
+        peak_rss=10_001,
+        microseconds_per_update=5.0,
+        largest_difference=3.1e-13,
+    )
+    assert report.summary([rival, ours]) == (
+        "SparseBelief pruned against dense NumPy: 150x fewer bytes per belief, "
+        "1.20x more model bytes (a loss), "
+        "about the same peak RSS, 2.50x more time per update (a loss); "
+        "largest difference from dense NumPy 3.1e-13."
+    )
