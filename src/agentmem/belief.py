@@ -7,8 +7,9 @@ verbs that are a few NumPy lines over the support, and the words for what went w
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -61,11 +62,9 @@ class SparseBelief(CoreBelief, SparseArray):
         if dtype is None:
             given = getattr(array_like, "dtype", None)
             dtype = np.float32 if given == np.float32 else np.float64
-        elif np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(f"dtype {np.dtype(dtype)} given; a belief is float32 or float64")
         if np.iscomplexobj(array_like):
             raise TypeError("complex values given; expected probabilities")
-        super().__init__(array_like, dtype=dtype)
+        super().__init__(array_like, dtype=_belief_dtype(dtype))
         self._require_measure()
 
     @classmethod
@@ -77,9 +76,11 @@ class SparseBelief(CoreBelief, SparseArray):
         Raises ValueError for indices out of range or given twice, and for masses that are no measure. O(n log n).
         """
         mass = np.asarray(values)
-        if dtype is None and mass.dtype != np.float32:
-            dtype = np.float64
-        made = super().from_indices(indices, mass if dtype is None else mass.astype(dtype), shape)
+        if mass.dtype.kind not in "biuf":
+            raise TypeError(f"values of dtype {mass.dtype} given; expected probabilities")
+        if dtype is None:
+            dtype = np.float32 if mass.dtype == np.float32 else np.float64
+        made = super().from_indices(indices, mass.astype(_belief_dtype(dtype)), shape)
         made._require_measure()
         return made
 
@@ -98,7 +99,8 @@ class SparseBelief(CoreBelief, SparseArray):
     def point(cls, shape: int | Sequence[int], state: int | Sequence[int], *, dtype: DTypeLike = np.float64) -> Self:
         """The belief that is certain of one state, given as flat index or as one index per axis."""
         extents = _extents(shape)
-        flat = int(np.ravel_multi_index(tuple(state), extents)) if isinstance(state, Sequence) else int(state)
+        at = _extents(state)
+        flat = at[0] if np.ndim(state) == 0 else int(np.ravel_multi_index(at, extents))
         return cls.from_indices([flat], np.ones(1, dtype=_belief_dtype(dtype)), extents)
 
     # ---- verbs
@@ -148,6 +150,7 @@ class SparseBelief(CoreBelief, SparseArray):
         if log_evidence is not None:
             return log_evidence
         if on_impossible == "predict":
+            self.normalize()
             return -math.inf
         if on_impossible == "likelihood" and largest > 0:
             self._restart(np.asarray(likelihood, dtype=np.float64).ravel())
@@ -210,13 +213,13 @@ class SparseBelief(CoreBelief, SparseArray):
                 if mass is not None:
                     ascending = descending[::-1]
                     keep[ascending[np.cumsum(p[ascending]) < mass]] = False
-            kept = p[keep].sum()
-            if not kept > 0:
+            if not keep.any():
                 raise ValueError(f"pruning would drop every state; the largest has probability {p.max():.6g}")
+            left = np.where(keep, p / p[keep].sum(), 0).astype(self.dtype)
+            stored = left > 0  # what the dtype cannot hold goes too
+            self._set_pairs(self.shape, indices[stored], left[stored])
+            self._is_measure()
             dropped = float(p[~keep].sum())
-            if not keep.all():
-                self._set_pairs(self.shape, indices[keep], (p[keep] / kept).astype(self.dtype))
-                self._is_measure()
             self.pruned_mass += dropped
             return dropped
         finally:
@@ -231,6 +234,7 @@ class SparseBelief(CoreBelief, SparseArray):
         >>> round(am.SparseBelief.uniform(8).entropy(), 6)
         2.079442
         """
+        self._require_measure()
         if self.storage == "uniform":
             return math.log(self.size)
         p = self._probabilities()
@@ -239,15 +243,16 @@ class SparseBelief(CoreBelief, SparseArray):
 
     def kl_divergence(self, q: Any) -> float:
         """KL divergence of this belief from q in nats: sum p log(p / q); inf where q rules out what p does not."""
-        p, (at_support, _) = self._probabilities(), self._other(q)
-        possible = p > 0
-        with np.errstate(divide="ignore"):
-            return float((p * np.log(p / at_support, where=possible, out=np.zeros_like(p))).sum())
+        p, (mass, total) = self._probabilities(), self._other(q)
+        p, mass = p[p > 0], mass[p > 0]
+        with np.errstate(divide="ignore"):  # logs apart: p / q may overflow
+            return float((p * (np.log(p) - np.log(mass) + math.log(total))).sum())
 
     def total_variation(self, q: Any) -> float:
         """Half the L1 distance between this belief and q, both normalised: 0 for equal, 1 for disjoint ones."""
-        p, (at_support, elsewhere) = self._probabilities(), self._other(q)
-        return float(0.5 * (np.abs(p - at_support).sum() + elsewhere))
+        p, (mass, total) = self._probabilities(), self._other(q)
+        at_support = mass / total
+        return float(0.5 * (np.abs(p - at_support).sum() + max(0.0, 1 - at_support.sum())))
 
     def mode(self) -> int:
         """Flat index of the most probable state (of equals, the lowest)."""
@@ -332,13 +337,12 @@ class SparseBelief(CoreBelief, SparseArray):
         return p
 
     def _other(self, q: Any) -> tuple[NDArray[np.float64], float]:
-        """Another distribution, normalised: its values at this belief's support, and its mass everywhere else."""
+        """Another distribution: its mass at this belief's support, and its mass in all."""
         if np.shape(q) not in (self.shape, (self.size,)):
             raise ValueError(f"q of shape {np.shape(q)} given; expected {self.shape}")
         belief = q if isinstance(q, SparseBelief) else SparseBelief(q)
-        total = float(belief._probabilities().sum())
-        at_support = belief._lookup(self.indices).astype(np.float64) / float(belief.values.astype(np.float64).sum())
-        return at_support, max(0.0, total - float(at_support.sum()))
+        belief._require_measure()
+        return belief._lookup(self.indices).astype(np.float64), float(belief.values.sum(dtype=np.float64))
 
     def _restart(self, mass: NDArray[np.float64]) -> None:
         """Forget all and take the normalised mass (one per state, not all zero)."""
@@ -369,7 +373,7 @@ class SparseBelief(CoreBelief, SparseArray):
 
 
 def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
-    return (int(shape),) if isinstance(shape, int | np.integer) else tuple(int(n) for n in shape)
+    return tuple(operator.index(n) for n in shape) if np.ndim(shape) else (operator.index(shape),)
 
 
 def _belief_dtype(dtype: DTypeLike) -> np.dtype[Any]:

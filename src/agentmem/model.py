@@ -5,13 +5,14 @@ Built once from matrices, checked row by row; kept as plain arrays that one file
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import mmap
 import os
+import secrets
 import struct
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -90,12 +91,11 @@ class Model(CoreModel):
     Model(n_states=2, n_actions=2, n_observations=2, dtype=float64, density=0.5, nbytes=1116)
     """
 
-    __slots__ = ("_digest", "_dropped", "_header", "_initial", "_nbytes", "_tables")
+    __slots__ = ("_digest", "_header", "_initial", "_nbytes", "_tables")
 
-    _tables: dict[str, Table]
+    _tables: dict[str, list[Table]]
     _header: dict[str, Any]
     _initial: SparseBelief
-    _dropped: tuple[int, float]
     _digest: str | None
     _nbytes: int
 
@@ -129,9 +129,8 @@ class Model(CoreModel):
             "n_observations": n_observations,
             "transition_of": built_t.table_of,
             "observation_of": built_o.table_of * (len(transitions) if len(observations) == 1 else 1),
-            "n_transitions": len(built_t.tables),
-            "n_observation_tables": len(built_o.tables),
-            "dropped": [built_t.dropped[0] + built_o.dropped[0], max(built_t.dropped[1], built_o.dropped[1])],
+            "dropped_entries": built_t.dropped[0] + built_o.dropped[0],
+            "dropped_mass": max(built_t.dropped[1], built_o.dropped[1]),
         }
         prior = _prior(initial, n_states, dtype, row_tolerance)
         header["uniform"] = prior is None
@@ -172,24 +171,33 @@ class Model(CoreModel):
     def from_buffers(cls, header: Mapping[str, Any], buffers: Mapping[str, NDArray[Any]]) -> Self:
         """The model whose `header` and `buffers()` these are. The arrays are checked and held, not copied."""
         model = cls.__new__(cls)
-        model._fill(dict(header), dict(buffers))
+        model._fill(copy.deepcopy(dict(header)), dict(buffers))
         return model
 
     def _fill(self, header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> None:
-        """Take checked arrays; the only place that writes a model's fields."""
-        tables = {
-            f"{name}.{k}": Table(*(buffers.get(f"{name}.{k}.{field}") for field in Table._fields))  # type: ignore[arg-type]
-            for name, count in (("transition", "n_transitions"), ("observation", "n_observation_tables"))
-            for k in range(header[count])
-        }
+        """Take arrays that nobody checked yet; the only place that writes a model's fields."""
+        expected = {field: kind for field, kind in _HEADER.items() if not isinstance(header.get(field), kind)}
+        if expected or len(header) != len(_HEADER):
+            raise ValueError(f"header {header!r} given; expected {_HEADER}")
+        if header["dtype"] not in ("float32", "float64"):
+            raise ValueError(f"dtype {header['dtype']!r} given; a model is float32 or float64")
         for array in buffers.values():
             array.flags.writeable = False
+        tables: dict[str, list[Table]] = {"transition": [], "observation": []}
+        known = {"initial.indices", "initial.values"}
+        for name, of_kind in tables.items():
+            while f"{name}.{len(of_kind)}.values" in buffers:
+                fields = [f"{name}.{len(of_kind)}.{field}" for field in Table._fields]
+                of_kind.append(Table(*(buffers.get(field) for field in fields)))  # type: ignore[arg-type]
+                known.update(fields)
+        if unknown := buffers.keys() - known:
+            raise ValueError(f"buffers {sorted(unknown)} given; expected those of numbered tables")
         self._set(
             header["n_states"],
             header["n_observations"],
             np.dtype(header["dtype"]),
-            [table for name, table in tables.items() if name.startswith("transition")],
-            [table for name, table in tables.items() if name.startswith("observation")],
+            tables["transition"],
+            tables["observation"],
             header["transition_of"],
             header["observation_of"],
         )
@@ -200,9 +208,8 @@ class Model(CoreModel):
                 buffers["initial.indices"], buffers["initial.values"], self.n_states, dtype=self.dtype
             )
         self._header, self._tables, self._digest = header, tables, None
-        self._dropped = (int(header["dropped"][0]), float(header["dropped"][1]))
-        arrays = [a for table in tables.values() for a in table if a is not None]
-        self._nbytes = sys.getsizeof(self) + self._initial.nbytes + sum(a.nbytes for a in arrays)
+        arrays = [array for name, array in buffers.items() if not name.startswith("initial")]
+        self._nbytes = sys.getsizeof(self) + self._initial.nbytes + sum(array.nbytes for array in arrays)
 
     # ---- looks
 
@@ -214,24 +221,24 @@ class Model(CoreModel):
     @property
     def density(self) -> float:
         """Share of the transition tables' cells that are not zero, over all actions."""
-        per_table = [np.count_nonzero(self._tables[f"transition.{k}"].values) for k in range(self._header["n_transitions"])]
+        per_table = [np.count_nonzero(table.values) for table in self._tables["transition"]]
         met = sum(per_table[k] for k in self._header["transition_of"])
         return float(met / (self.n_actions * self.n_states**2))
 
     @property
     def dropped_entries(self) -> int:
-        return self._dropped[0]
+        return int(self._header["dropped_entries"])
 
     @property
     def dropped_mass(self) -> float:
-        return self._dropped[1]
+        return float(self._header["dropped_mass"])
 
     @property
     def digest(self) -> str:
         """Hash of the content: equal for equal models, however they were made. O(nbytes) the first time."""
         if self._digest is None:
             hasher = hashlib.blake2b(digest_size=32)
-            hasher.update(_canonical({k: v for k, v in self._header.items() if k not in ("dropped", "digest")}))
+            hasher.update(_canonical({k: v for k, v in self._header.items() if not k.startswith("dropped")}))
             for name, array in self.buffers().items():
                 hasher.update(f"{name} {array.dtype.str} {array.size};".encode())
                 hasher.update(array)
@@ -259,11 +266,14 @@ class Model(CoreModel):
     @property
     def header(self) -> dict[str, Any]:
         """The facts that `from_buffers` needs beside the arrays; JSON can hold it."""
-        return dict(self._header)
+        return copy.deepcopy(self._header)
 
     def buffers(self) -> dict[str, NDArray[Any]]:
         """Every array by name, read-only and not copied."""
-        named = {name: array for prefix, table in self._tables.items() for name, array in table.buffers(prefix)}
+        named: dict[str, NDArray[Any]] = {}
+        for name, tables in self._tables.items():
+            for k, table in enumerate(tables):
+                named.update(table.buffers(f"{name}.{k}"))
         if not self._header["uniform"]:
             named["initial.indices"] = self._initial.indices.astype(np.int32)
             named["initial.values"] = self._initial.values
@@ -281,27 +291,26 @@ class Model(CoreModel):
         for name, array in buffers.items():
             places[name] = [array.dtype.str, array.size, at]
             at += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-        head = _canonical({**self._header, "digest": self.digest, "buffers": places})
+        head = _canonical({**self._header, "buffers": places})
         head += b" " * (-(PREAMBLE.size + len(head)) % ALIGNMENT)
         parts = [head]
         for array in buffers.values():
             parts += [memoryview(array).cast("B"), bytes(-array.nbytes % ALIGNMENT)]
-        checksum = hashlib.blake2b(digest_size=40)
+        facts = MAGIC, VERSION, len(head), PREAMBLE.size + len(head) + at
+        checksum = hashlib.blake2b(PREAMBLE.pack(*facts, b""), digest_size=40)
         for part in parts:
             checksum.update(part)
-        preamble = PREAMBLE.pack(MAGIC, VERSION, len(head), PREAMBLE.size + len(head) + at, checksum.digest())
         target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(preamble)
+            with temporary.open("xb") as file:
+                file.write(PREAMBLE.pack(*facts, checksum.digest()))
                 file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -323,21 +332,31 @@ class Model(CoreModel):
         if n_file != size:
             raise CorruptData(f"{path}: {size} bytes; expected {n_file} (truncated?)")
         body = memoryview(data)[PREAMBLE.size :]
-        if hashlib.blake2b(body, digest_size=40).digest() != checksum:
+        found = hashlib.blake2b(PREAMBLE.pack(magic, version, n_head, n_file, b""), digest_size=40)
+        found.update(body)
+        if found.digest() != checksum:
             raise CorruptData(f"{path}: checksum does not agree with the content")
         try:
             header = json.loads(bytes(body[:n_head]))
-            places = header.pop("buffers")
             buffers = {
                 name: np.frombuffer(body, np.dtype(kind), count, n_head + start)
-                for name, (kind, count, start) in places.items()
+                for name, (kind, count, start) in header.pop("buffers").items()
             }
-            digest = header.pop("digest")
-            model = cls.from_buffers(header, buffers)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return cls.from_buffers(header, buffers)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise CorruptData(f"{path}: {error}") from error
-        model._digest = digest
-        return model
+
+
+_HEADER = {
+    "dtype": str,
+    "n_states": int,
+    "n_observations": int,
+    "transition_of": list,
+    "observation_of": list,
+    "uniform": bool,
+    "dropped_entries": int,
+    "dropped_mass": float,
+}
 
 
 class _Built(NamedTuple):
@@ -384,6 +403,8 @@ def _checked_rows(
         raise ValueError(f"{where}: shape {matrix.shape} given; expected {shape}")
     if np.iscomplexobj(matrix) or matrix.dtype.kind not in "biuf":
         raise TypeError(f"{where}: dtype {matrix.dtype} given; expected real numbers")
+    if hasattr(matrix, "check_format"):  # scipy trusts what it is given: a wrong index would be followed
+        matrix.check_format(full_check=True)
     rows = csr_matrix(matrix, dtype=np.float64, copy=True)
     rows.sum_duplicates()
     wrong = np.flatnonzero(~(np.isfinite(rows.data) & (rows.data >= 0)))

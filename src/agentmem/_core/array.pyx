@@ -144,29 +144,28 @@ cdef char* new_block(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ss
 cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept nogil:
     """Give `self` an exact block for so many entries in this form, to be filled at once; NULL (as before) without memory.
 
-    Shape and dtype stay, the content does not: the old block is resized where the form stays, which spares the pages of
-    a large one. The caller has all it needs of the old content and lets no reader in.
+    Shape and dtype stay, the content does not: the old block is used again where it is large enough, which spares a
+    large one its page faults. The caller has all it needs of the old content and lets no reader in.
     """
-    cdef Py_ssize_t item = item_size(self.type_num), size
+    cdef Py_ssize_t item = item_size(self.type_num)
+    cdef Py_ssize_t size = block_size(storage, n_stored, self.n_cells, item, self.n_axes)
+    cdef Py_ssize_t room = block_size(self.storage, self.n_stored, self.n_cells, item, self.n_axes)
     cdef int n = n_extents(self.n_axes, self.n_cells)
     cdef Py_ssize_t[64] extents
     cdef char* block
     if n > 0:
         memcpy(extents, extents_of(self), n * sizeof(Py_ssize_t))
-    if storage != self.storage or self.block == NULL:
+    if self.block == NULL or size > room:  # growing in place would copy the old content
         block = new_block(storage, n_stored, self.n_cells, item, self.n_axes, extents)
         if block == NULL:
             return NULL
         PyMem_RawFree(self.block)
-    elif n_stored != self.n_stored and storage != DENSE:
-        size = block_size(storage, n_stored, self.n_cells, item, self.n_axes)
-        block = <char*> PyMem_RawRealloc(self.block, size)
+    else:
+        block = self.block if size == room else <char*> PyMem_RawRealloc(self.block, size)
         if block == NULL:
             return NULL
         if n > 0:
             memcpy(block + size - n * sizeof(Py_ssize_t), extents, n * sizeof(Py_ssize_t))
-    else:
-        block = self.block
     self.block = block
     self.storage = storage
     self.n_stored = n_stored

@@ -52,6 +52,7 @@ cdef Py_ssize_t RELEASE_FROM = 4000
 # Entries in a model from which its rows are likely out of cache, so that prefetching them pays.
 cdef Py_ssize_t PREFETCH_FROM = 1 << 18
 
+cdef double LOG_2 = 0.6931471805599453
 cdef double SMALLEST_DOUBLE = 4.9406564584124654e-324
 cdef double SMALLEST_FLOAT = 1.401298464324817e-45
 
@@ -457,8 +458,8 @@ cdef void write_list(value_t* values, const Posterior* posterior, double thresho
         n += 1
 
 
-cdef void write_sums(value_t* values, double* sums, double threshold, double kept_mass, int storage,
-                     Py_ssize_t n_states, char* positions) noexcept nogil:
+cdef void write_sums(value_t* values, double* sums, double threshold, double kept_mass, Py_ssize_t kept,
+                     int storage, Py_ssize_t n_states, char* positions) noexcept nogil:
     """Write what is kept of the sums of all states, normalised, in the given form, and clear them."""
     cdef Py_ssize_t s, k, first, width, n = 0
     cdef double v
@@ -479,12 +480,12 @@ cdef void write_sums(value_t* values, double* sums, double threshold, double kep
             chunk[k] = <value_t> ((v if v >= threshold else 0) / kept_mass)
         word = 0
         for k in range(width):
-            if chunk[k] != 0:
+            if n < kept:  # always true but behind the last entry; the rest goes without branches
                 values[n] = chunk[k]
                 if storage == PAIRS:
                     support[n] = <int32_t> (first + k)
-                word |= (<uint64_t> 1) << k
-                n += 1
+                word |= (<uint64_t> (chunk[k] != 0)) << k
+                n += chunk[k] != 0
         if storage == BITMAP:
             (<uint64_t*> positions)[first >> 6] = word
 
@@ -626,7 +627,7 @@ cdef class CoreBelief(CoreArray):
         if status == 0:
             if not L.given:
                 return 0.0
-            return log(posterior.total / posterior.source_total) + L.exponent * 0.6931471805599453
+            return log_ratio(posterior.total, posterior.source_total) + L.exponent * LOG_2
         if status == NO_EVIDENCE and L.given:
             return self._on_impossible(model, a, o, on_impossible, relative)
         raise_status(status)
@@ -672,7 +673,7 @@ cdef class CoreBelief(CoreArray):
         give_back(w)
         self.writing = 0
         if status == 0:
-            return log(posterior.total / posterior.source_total) + exponent * 0.6931471805599453
+            return log_ratio(posterior.total, posterior.source_total) + exponent * LOG_2
         if status == NO_EVIDENCE:
             return None
         raise_status(status)
@@ -684,6 +685,11 @@ cdef class CoreBelief(CoreArray):
         cdef Workspace* w
         cdef int status
         begin(self)
+        if self.storage == UNIFORM:
+            self.writing = 0
+            value = self._lookup(np.zeros(1, dtype=np.intp))
+            self._set_uniform(self.shape, np.full(1, 1.0 / self.n_cells, dtype=self.dtype))
+            return float(value[0]) * self.n_cells
         w = listing_workspace(self)
         with nogil:
             read_source(self, &source)
@@ -748,9 +754,9 @@ cdef int emit(CoreBelief self, Workspace* w, Posterior* posterior, double relati
             else:
                 positions = block + index_offset(storage, kept, n_cells, item)
                 if wide:
-                    write(<double*> block, posterior, threshold, kept_mass, storage, n_cells, positions)
+                    write(<double*> block, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
                 else:
-                    write(<float*> block, posterior, threshold, kept_mass, storage, n_cells, positions)
+                    write(<float*> block, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
     if status != 0 and posterior.found == NULL:
         memset(w.sums, 0, n_cells * sizeof(double))
     if status == 0:
@@ -760,22 +766,26 @@ cdef int emit(CoreBelief self, Workspace* w, Posterior* posterior, double relati
     return status
 
 
-cdef void write(value_t* values, const Posterior* posterior, double threshold, double kept_mass, int storage,
-                Py_ssize_t n_states, char* positions) noexcept nogil:
+cdef void write(value_t* values, const Posterior* posterior, double threshold, double kept_mass, Py_ssize_t kept,
+                int storage, Py_ssize_t n_states, char* positions) noexcept nogil:
     if posterior.found != NULL:
         write_list(values, posterior, threshold, kept_mass, storage, n_states, positions)
     else:
-        write_sums(values, posterior.mass, threshold, kept_mass, storage, n_states, positions)
+        write_sums(values, posterior.mass, threshold, kept_mass, kept, storage, n_states, positions)
 
 
 cdef int begin(CoreBelief self) except -1:
     """Enter as the one writer, with a measure."""
     if self.writing:
         raise RuntimeError("two writers in one belief: another thread is updating it")
-    if not check_measure(self):
-        self._explain_no_measure()
-        raise ValueError("belief is no measure")
-    self.writing = 2
+    self.writing = 1  # before anything that may let another thread run
+    try:
+        if not check_measure(self):
+            self._explain_no_measure()
+    except BaseException:
+        self.writing = 0
+        raise
+    self.writing = 2  # readers keep out too
     return 0
 
 
@@ -789,6 +799,13 @@ cdef bint check_measure(CoreBelief self):
     return self.is_measure
 
 
+cdef double log_ratio(double a, double b) noexcept nogil:
+    cdef double ratio = a / b
+    if DBL_MIN <= ratio < INFINITY:
+        return log(ratio)  # the exact one near 1
+    return log(a) - log(b)
+
+
 cdef int raise_status(int status) except -1:
     if status == NO_MEMORY:
         raise MemoryError
@@ -797,13 +814,13 @@ cdef int raise_status(int status) except -1:
     raise ValueError("no probability is left: all of it underflowed")
 
 
-cdef Py_ssize_t as_index(value, str name) except -1:
-    if PyLong_CheckExact(value):
-        return PyLong_AsSsize_t(value)
+cdef Py_ssize_t as_index(value, str name) except? -1:
     try:
-        return operator.index(value)
+        return PyLong_AsSsize_t(value if PyLong_CheckExact(value) else operator.index(value))
     except TypeError:
         raise TypeError(f"{name} {value!r} of type {type(value).__name__} given; expected an int") from None
+    except OverflowError:
+        raise ValueError(f"{name} {value!r} given; no model has so many") from None
 
 
 cdef double share(value, str name) except -1.0:

@@ -47,10 +47,10 @@ cdef Py_ssize_t first_bad_value(const value_t* values, Py_ssize_t n) noexcept no
 
 # ---- wrappers
 
-cdef int fill_table(Table* table, arrays, Py_ssize_t n_rows, Py_ssize_t n_columns, int type_num,
+cdef int fill_table(Table* table, arrays, Py_ssize_t n_rows, Py_ssize_t n_columns, int type_num, bint scaled,
                     str name) except -1:
     """Point `table` at arrays (offsets or None, columns or None, values, exponents or None) after checking all of them."""
-    cdef Py_ssize_t bad
+    cdef Py_ssize_t bad, row
     offsets, columns, values, exponents = arrays
     cdef cnp.ndarray entries = plain(values, type_num, f"{name} values")
     table.n_rows, table.n_columns, table.n_entries = n_rows, n_columns, cnp.PyArray_SIZE(entries)
@@ -78,11 +78,14 @@ cdef int fill_table(Table* table, arrays, Py_ssize_t n_rows, Py_ssize_t n_column
             bad = first_bad_value(<const float*> table.values, table.n_entries)
     if bad < table.n_entries:
         raise ValueError(f"{name}: entry {bad} is {values[bad]}; expected finite and not negative")
-    if exponents is not None:
+    if scaled:
         plain(exponents, cnp.NPY_INT32, f"{name} exponents")
         if len(exponents) != n_rows:
             raise ValueError(f"{name}: {len(exponents)} exponents given for {n_rows} rows")
         table.exponents = <const int32_t*> cnp.PyArray_DATA(<cnp.ndarray> exponents)
+        for row in range(n_rows):
+            if not -1100 < table.exponents[row] < 1100:  # those of all doubles
+                raise ValueError(f"{name}: row {row} is scaled by 2**{table.exponents[row]}")
     return 0
 
 
@@ -106,13 +109,17 @@ cdef class CoreModel:
     def _set(self, Py_ssize_t n_states, Py_ssize_t n_observations, dtype, list transitions, list observations,
              transition_of, observation_of):
         """Take distinct tables, each (offsets, columns, values, exponents), and which of them each action uses."""
-        cdef int type_num = cnp.NPY_DOUBLE if dtype == np.float64 else cnp.NPY_FLOAT
+        cdef int type_num = cnp.NPY_DOUBLE if dtype == np.float64 else cnp.NPY_FLOAT if dtype == np.float32 else -1
         cdef Py_ssize_t n_actions = len(transition_of), n_transitions = len(transitions), k, place
         cdef Table* tables
         if self.tables != NULL:
             raise ValueError("model already filled: models are immutable")
+        if type_num < 0:
+            raise TypeError(f"dtype {dtype} given; a model is float32 or float64")
         if n_states < 1 or n_states > INT32_MAX:
             raise ValueError(f"{n_states} states given; expected 1 to {INT32_MAX}")
+        if n_observations < 1 or n_observations > INT32_MAX:
+            raise ValueError(f"{n_observations} observations given; expected 1 to {INT32_MAX}")
         if n_actions < 1 or len(observation_of) != n_actions:
             raise ValueError(f"tables for {n_actions} actions and observations for {len(observation_of)} given")
         self.tables = <Table*> PyMem_RawCalloc(max(1, n_transitions + len(observations)), sizeof(Table))
@@ -121,10 +128,10 @@ cdef class CoreModel:
         if self.tables == NULL or self.transition_of == NULL or self.observation_of == NULL:
             raise MemoryError
         for k in range(n_transitions):
-            fill_table(&self.tables[k], transitions[k], n_states, n_states, type_num, f"transition table {k}")
+            fill_table(&self.tables[k], transitions[k], n_states, n_states, type_num, False, f"transition table {k}")
         for k in range(len(observations)):
             fill_table(&self.tables[n_transitions + k], observations[k], n_observations, n_states, type_num,
-                       f"observation table {k}")
+                       True, f"observation table {k}")
         for k in range(n_actions):
             place = transition_of[k]
             if place < 0 or place >= n_transitions:
