@@ -274,7 +274,8 @@ def test_whether_sparse_depends_on_kinds_alone():
 def test_the_more_derived_class_is_kept():
     x, y = SparseArray([0, 1.0]), Child([2.0, 0])
     results = [y * 2, x + y, y + x, y[:1], y.T, y.astype("f4"), y > 1, copy.copy(y), -y]
-    results += [pickle.loads(pickle.dumps(y)), np.zeros_like(y), y.reshape(2, 1), np.ones(2) * y, np.concatenate([x, y])]
+    results += [pickle.loads(pickle.dumps(y)), np.zeros_like(y), y.reshape(2, 1), np.ones(2) * y]
+    results += [np.concatenate([x, y])]
     for result in results:
         assert type(result) is Child
     assert type(x * 2) is SparseArray

@@ -18,6 +18,7 @@ from agentmem._core.array import CoreArray
 from agentmem._positions import broadcast_pairs, cells_at, coordinates, flatten, normalize_axes
 
 STORABLE = frozenset("?bBhHiIlLqQefd")  # the dtypes that an array may keep
+AS_GIVEN = (CoreArray, np.ndarray, np.generic, bool, int, float)  # to a ufunc; a list is made an array
 PROBE_CELLS = 2048  # of a dense operand, looked at in one go
 ORDER_FREE = {
     np.add, np.multiply, np.maximum, np.minimum, np.fmax, np.fmin,
@@ -87,7 +88,7 @@ def kind_of(operand: Any) -> Any:
         return ("sparse", operand.dtype)
     if type(operand) in (bool, int, float):
         return type(operand)
-    if isinstance(operand, np.ndarray | np.generic) and operand.dtype.char in STORABLE:
+    if isinstance(operand, (np.ndarray, np.generic)) and operand.dtype.char in STORABLE:
         return operand.dtype
     return None
 
@@ -119,11 +120,8 @@ def outputs(result: Any) -> tuple[Any, ...]:
 def is_harmless(ufunc: np.ufunc, y: Any) -> bool:
     """A quick look at all of `y`: True if certainly no ``ufunc(0, y)`` is non-zero."""
     if ufunc is np.multiply:
-        if y.dtype.kind != "f":
-            return True
-        with np.errstate(all="ignore"):  # a sum or a square may overflow: then each cell is looked at
-            flat = y.reshape(-1) if y.flags.c_contiguous and y.dtype.char in "fd" else None
-            return bool(np.isfinite(y.sum() if flat is None else flat @ flat))
+        with np.errstate(all="ignore"):  # the sum of finite cells may overflow: then each cell is looked at
+            return y.dtype.kind != "f" or bool(np.isfinite(y.sum()))
     return ufunc is np.true_divide and y.size > 0 and bool(y.min() > 0)
 
 
@@ -156,14 +154,14 @@ def elementwise(
     ufunc: np.ufunc, inputs: tuple[Any, ...], out: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
     """The sparse result of a ufunc that maps zero to zero; None if it has to be computed dense."""
-    as_given = CoreArray | np.ndarray | np.generic | bool | int | float
-    operands = tuple(x if isinstance(x, as_given) else np.asarray(x) for x in inputs)
+    operands = tuple([x if isinstance(x, AS_GIVEN) else np.asarray(x) for x in inputs])
     kinds = tuple(map(kind_of, operands))
     if "where" in options or not maps_zero_to_zero(ufunc, kinds):
         return None
     if any(o is not None and not isinstance(o, CoreArray) for o in out):
         return None
-    shape = np.broadcast_shapes(*[getattr(x, "shape", ()) for x in operands])
+    shapes = {getattr(x, "shape", ()) for x in operands} - {()}
+    shape = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
     if shape == () or any(o is not None and o.shape != shape for o in out):
         return None
     sparse = [x for x in operands if isinstance(x, CoreArray)]
@@ -177,8 +175,8 @@ def elementwise(
             supports.append(nonzero_off_support(ufunc, operands, x, shape))
         elif not isinstance(x, CoreArray):  # a scalar: one look tells of all cells
             zeros = [np.zeros(1, y.dtype) if isinstance(y, CoreArray) else y for y in operands]
-            if any(np.any(r) for r in outputs(ufunc(*zeros, **options))):
-                return None if any(o is not None for o in out) else rebuild(ufunc, operands, options)
+            if any(np.count_nonzero(r) for r in outputs(ufunc(*zeros, **options))):
+                return None if out else rebuild(ufunc, operands, options)
     support = supports[0]
     for other in supports[1:]:
         if len(other) and not np.array_equal(support, other):
@@ -198,10 +196,11 @@ def elementwise(
     results = outputs(ufunc(*cells, **options))
     if any(r.dtype.char not in STORABLE for r in results):
         return None
+    cls = most_derived(operands)
     made = []
     for r, target in zip(results, out or (None,) * len(results), strict=True):
         if target is None:
-            made.append(most_derived(operands)._from_pairs(shape, support, r))
+            made.append(cls._from_pairs(shape, support, r))
         else:
             target._become(shape, support, r)
             made.append(target)
@@ -293,7 +292,7 @@ def contract(a: Any, b: Any) -> Any:
 
 def is_foreign(value: Any) -> bool:
     """Whether another library's array has a say in what happens."""
-    if isinstance(value, CoreArray | np.generic):
+    if type(value) is np.ndarray or isinstance(value, (CoreArray, np.generic, int, float)):
         return False
     return getattr(type(value), "__array_ufunc__", None) not in (None, np.ndarray.__array_ufunc__)
 
@@ -301,8 +300,11 @@ def is_foreign(value: Any) -> bool:
 def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `SparseArray.__array_ufunc__` returns."""
     out = kwargs.get("out", ())
-    if any(is_foreign(value) for value in (*inputs, *out)):
+    if any(map(is_foreign, inputs)) or any(map(is_foreign, out)):
         return NotImplemented
+    if not out and method == "__call__":
+        result = sparse_result(ufunc, method, inputs, (), kwargs)
+        return call_dense(ufunc, inputs, kwargs) if result is None else result
     changed = (inputs[0],) if method == "at" else out
     with one_writer(changed):
         result = sparse_result(ufunc, method, inputs, out, {k: v for k, v in kwargs.items() if k != "out"})
@@ -315,7 +317,7 @@ def sparse_result(
     ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], out: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
     """The result without dense arrays; None if it takes them."""
-    if any(type(value) is not np.ndarray and isinstance(value, np.ndarray) for value in inputs):
+    if any([type(value) is not np.ndarray and isinstance(value, np.ndarray) for value in inputs]):
         return None  # a subclass of ndarray: NumPy knows what becomes of it
     if method == "__call__":
         if ufunc is np.matmul and not out and not options:

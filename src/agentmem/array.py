@@ -140,8 +140,8 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
     def _become(self, shape: tuple[int, ...], indices: Any, values: Any) -> None:
         """Take these entries (ascending; zeros among them are left out)."""
-        is_entry = values != 0
-        if not is_entry.all():
+        if np.count_nonzero(values) < len(values):
+            is_entry = values != 0
             indices, values = indices[is_entry], values[is_entry]
         self._set_pairs(shape, indices, storable(values))
 
@@ -320,6 +320,8 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         """The cells that `key` picks: a copy. O(nnz) for ints and slices, else O(cells picked + extents)."""
         if is_full_mask(key, self.shape):
             return self._from_cells(self._lookup(picked_positions(key, self.shape)))
+        if type(key) is int and self.ndim == 1 and -self.size <= key < self.size:
+            return self._lookup(np.array([key % self.size]))[0]
         key = densify(key)
         picked = stand_in(self.shape)[key]
         ranges = basic_ranges(key, self.shape)
