@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from agentmem._core.array import CoreArray
-from agentmem._positions import broadcast_pairs, cells_at, coordinates, flatten, normalize_axes
+from agentmem._positions import broadcast_pairs, cells_at, coordinates, flatten, merge, normalize_axes
 
 STORABLE = frozenset("?bBhHiIlLqQefd")  # the dtypes that an array may keep
 AS_GIVEN = (CoreArray, np.ndarray, np.generic, bool, int, float)  # to a ufunc; a list is made an array
@@ -144,7 +144,8 @@ def nonzero_off_support(ufunc: np.ufunc, operands: tuple[Any, ...], y: Any, shap
         results = outputs(ufunc(*[chunk if z is None else z for z in zero]))
         found += [start + np.flatnonzero(result) for result in results if np.count_nonzero(result)]
         start += len(chunk)
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.intp)
+    positions = np.zeros(0, np.intp)
+    return merge(positions, np.concatenate(found)) if found else positions
 
 
 # ---- elementwise
@@ -180,7 +181,7 @@ def elementwise(
     support = supports[0]
     for other in supports[1:]:
         if len(other) and not np.array_equal(support, other):
-            support = np.union1d(support, other)
+            support = merge(support, other)
     cells = []
     for x, pair in zip(operands, pairs, strict=True):
         if pair is not None:
