@@ -46,7 +46,7 @@ def sort_pairs(positions: Positions, values: Any) -> tuple[Positions, Any]:
 def merge(a: Positions, b: Positions) -> Positions:
     """All positions of both, ascending, each once."""
     both: Positions = np.concatenate([a, b])
-    both.sort(kind="stable")  # two runs: a merge, ten times faster than np.union1d
+    both.sort(kind="stable")  # two sorted runs: a merge, where np.union1d hashes
     is_first = np.ones(len(both), np.bool)
     np.not_equal(both[1:], both[:-1], out=is_first[1:])
     return both[is_first]
