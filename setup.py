@@ -14,7 +14,7 @@ CHECKED = os.environ.get("AGENTMEM_CHECKED") == "1"
 if sys.platform == "win32":
     flags = ["/O2"]
 else:
-    flags = ["-O3", "-g0", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    flags = ["-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unused-parameter"]
     flags += os.environ.get("AGENTMEM_CFLAGS", "").split()
 
 extensions = [

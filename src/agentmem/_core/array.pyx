@@ -95,13 +95,15 @@ cdef Py_ssize_t payload_size(int storage, Py_ssize_t n_stored, Py_ssize_t n_cell
 
 
 cdef int smallest_storage(int now, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil:
-    """The form of fewest bytes; the one in use stays unless another is over 3 % smaller."""
+    """The form of fewest bytes; dense, or else the one in use, where no other is over 3 % smaller."""
     cdef int best = PAIRS, storage
     cdef Py_ssize_t best_size = payload_size(PAIRS, n_stored, n_cells, item), size
     for storage in range(BITMAP, <int> UNIFORM):
         size = payload_size(storage, n_stored, n_cells, item)
         if size < best_size:
             best, best_size = storage, size
+    if n_stored > 0 and payload_size(DENSE, n_stored, n_cells, item) * 0.97 <= best_size:
+        return DENSE
     if now != UNIFORM and payload_size(now, n_stored, n_cells, item) * 0.97 <= best_size:
         return now
     return best
