@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agentmem._core.array import CoreArray
+from agentmem._core import CoreArray
 from agentmem._positions import (
     coordinates,
     flatten,

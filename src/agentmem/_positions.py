@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from agentmem._core.array import CoreArray
+from agentmem._core import CoreArray
 
 Positions = np.ndarray[Any, np.dtype[np.intp]]
 Shape = tuple[int, ...]

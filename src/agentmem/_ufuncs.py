@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agentmem._core.array import CoreArray
+from agentmem._core import CoreArray
 from agentmem._positions import broadcast_pairs, cells_at, coordinates, flatten, merge, normalize_axes
 
 STORABLE = frozenset("?bBhHiIlLqQefd")  # the dtypes that an array may keep

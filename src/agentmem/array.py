@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from agentmem import _functions
-from agentmem._core.array import CoreArray
+from agentmem._core import CoreArray
 from agentmem._positions import (
     basic_ranges,
     coordinates,
@@ -166,7 +166,11 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         shape, values = header["shape"], buffers["values"]
         if "indices" in buffers:
             return cls._from_pairs(shape, buffers["indices"], values)
-        return cls._from_cells(np.broadcast_to(values.reshape(() if len(values) == 1 else shape), shape))
+        if values.size != math.prod(shape):
+            made = cls.__new__(cls)
+            made._set_uniform(tuple(shape), values)
+            return made
+        return cls._from_cells(values.reshape(shape))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return type(self).from_buffers, (self.header, self.buffers())

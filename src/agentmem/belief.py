@@ -103,6 +103,18 @@ class SparseBelief(CoreBelief, SparseArray):
         flat = at[0] if np.ndim(state) == 0 else int(np.ravel_multi_index(at, extents))
         return cls.from_indices([flat], np.ones(1, dtype=_belief_dtype(dtype)), extents)
 
+    @property
+    def header(self) -> dict[str, Any]:
+        """What `from_buffers` needs beside the buffers."""
+        return {**super().header, "prune_below": self.prune_below, "pruned_mass": self.pruned_mass}
+
+    @classmethod
+    def from_buffers(cls, header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> Self:
+        """The belief that `header` and `buffers` were taken from."""
+        made = super().from_buffers(header, buffers)
+        made.prune_below, made.pruned_mass = header["prune_below"], header["pruned_mass"]
+        return made
+
     # ---- verbs
 
     def correct(self, likelihood: Any, *, on_impossible: OnImpossible = "raise") -> float:
@@ -372,8 +384,8 @@ class SparseBelief(CoreBelief, SparseArray):
         return -math.inf
 
 
-def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(operator.index(n) for n in shape) if np.ndim(shape) else (operator.index(shape),)
+def _extents(shape: Any) -> tuple[int, ...]:
+    return tuple(operator.index(n) for n in (shape if np.ndim(shape) else [shape]))
 
 
 def _belief_dtype(dtype: DTypeLike) -> np.dtype[Any]:

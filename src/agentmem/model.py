@@ -241,7 +241,7 @@ class Model(CoreModel):
             hasher.update(_canonical({k: v for k, v in self._header.items() if not k.startswith("dropped")}))
             for name, array in self.buffers().items():
                 hasher.update(f"{name} {array.dtype.str} {array.size};".encode())
-                hasher.update(array)
+                hasher.update(array.data)
             self._digest = hasher.hexdigest()
         return self._digest
 
@@ -293,9 +293,9 @@ class Model(CoreModel):
             at += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
         head = _canonical({**self._header, "buffers": places})
         head += b" " * (-(PREAMBLE.size + len(head)) % ALIGNMENT)
-        parts = [head]
+        parts: list[Any] = [head]
         for array in buffers.values():
-            parts += [memoryview(array).cast("B"), bytes(-array.nbytes % ALIGNMENT)]
+            parts += [array.data, bytes(-array.nbytes % ALIGNMENT)]
         facts = MAGIC, VERSION, len(head), PREAMBLE.size + len(head) + at
         checksum = hashlib.blake2b(PREAMBLE.pack(*facts, b""), digest_size=40)
         for part in parts:

@@ -582,11 +582,10 @@ cdef class CoreArray:
         if n == 0 or self.n_stored == 0:
             return out
         if self.storage == BITMAP:  # ranks need a running count: list the indices once
-            at_indices = np.searchsorted(self.indices, wanted)
-            at_indices[at_indices == self.n_stored] = 0
-            values = self.values[at_indices]
-            values[self.indices[at_indices] != wanted] = 0
-            return values
+            indices = self.indices
+            nearest = np.searchsorted(indices, wanted)
+            nearest[nearest == self.n_stored] = 0
+            return np.where(indices[nearest] == wanted, self.values[nearest], np.zeros(1, dtype=self.dtype))
         positions = self.block + index_offset(self.storage, self.n_stored, self.n_cells, item)
         for k in range(n):
             if self.storage == DENSE:

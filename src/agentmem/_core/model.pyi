@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ class CoreModel:
         n_states: int,
         n_observations: int,
         dtype: np.dtype[Any],
-        transitions: list[Arrays],
-        observations: list[Arrays],
-        transition_of: list[int],
-        observation_of: list[int],
+        transitions: Sequence[Arrays],
+        observations: Sequence[Arrays],
+        transition_of: Sequence[int],
+        observation_of: Sequence[int],
     ) -> None: ...
     def likelihood(self, action: int, observation: int) -> NDArray[np.float64]: ...
     @property

@@ -106,7 +106,7 @@ cdef class CoreModel:
         PyMem_RawFree(self.transition_of)
         PyMem_RawFree(self.observation_of)
 
-    def _set(self, Py_ssize_t n_states, Py_ssize_t n_observations, dtype, list transitions, list observations,
+    def _set(self, Py_ssize_t n_states, Py_ssize_t n_observations, dtype, transitions, observations,
              transition_of, observation_of):
         """Take distinct tables, each (offsets, columns, values, exponents), and which of them each action uses."""
         cdef int type_num = cnp.NPY_DOUBLE if dtype == np.float64 else cnp.NPY_FLOAT if dtype == np.float32 else -1
