@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self, cast
 
 import numpy as np
@@ -84,7 +84,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
             self._set_cells(cells.shape, storable(cells).reshape(-1))
 
     @classmethod
-    def from_indices(cls, indices: ArrayLike, values: ArrayLike, shape: int | tuple[int, ...]) -> Self:
+    def from_indices(cls, indices: ArrayLike, values: ArrayLike, shape: int | Sequence[int]) -> Self:
         """An array of `shape` with `values` at the flat C-order `indices`, in any order. O(nnz log nnz).
 
         Raises
