@@ -1,8 +1,8 @@
 """Footprint: how many bytes an object graph holds, by part, shared parts once.
 
-One walk over what the garbage collector sees and what it does not: owners of array buffers, elements of object
-arrays, keys of dicts, memory maps. It asks our containers what it asks all objects, `__sizeof__`; `buffers()`
-only gives their parts names.
+One walk over what the garbage collector sees and what it does not: owners of array buffers, elements of
+object arrays, keys of dicts, memory maps. Our containers are asked what all objects are asked, `__sizeof__`;
+`buffers()` only gives names to their parts.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ Way = Callable[[Any], list[Any]]
 # These belong to the program: never counted, never entered.
 PROGRAM = ModuleType, type, CodeType, FrameType, np.dtype, type(None), bool, EllipsisType, NotImplementedType
 
-# Marks types whose objects keep attributes in a block that `__sizeof__` omits, until asked for their `__dict__`.
-MANAGED_DICT = 1 << 4 if sys.version_info < (3, 13) else 0
+# Objects of types with this flag have their attributes in a block that `__sizeof__` omits: a pointer and a byte
+# each, and some. Up to Python 3.12 that is so until somebody asks for their `__dict__`.
+MANAGED_DICT = 1 << 4
+BLOCK_EXTRA = 9 if sys.version_info < (3, 13) else 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,8 @@ def footprint(obj: object, *, ignore: type | tuple[type, ...] = ()) -> Footprint
     An array that borrows its buffer counts as a header, and the owner of the buffer whole, however small the
     view. Strings and numbers count once each, interned or not; a function with its closure and defaults, a
     bound method with its object, a weak reference without. Modules, classes, code, frames, dtypes and None,
-    True and the like count nothing. Bytes are as asked of the allocator, before its rounding, touched or not.
-    Not seen: what C code shows neither in `__sizeof__` nor to the garbage collector, values of
-    `threading.local`, long strings in a `StringDType`.
+    True and the like count nothing. Bytes are as asked of the allocator, touched or not. Not seen: what C code
+    hides from `__sizeof__` and the garbage collector, `threading.local`, long strings in a `StringDType`.
 
     1 to 2 us and 100 bytes of temporary memory per object. CPython builds the `__dict__` of `obj` when asked
     for the names in it; nothing else changes. What other threads change meanwhile may be counted or not.
@@ -108,7 +109,7 @@ def footprint(obj: object, *, ignore: type | tuple[type, ...] = ()) -> Footprint
             held = way(item)
             nbytes = sys.getsizeof(item, 0)
             if kind.__flags__ & MANAGED_DICT and not (len(held) == 2 and type(held[0]) is dict):
-                nbytes += 8 * len(held) + (len(held) + 9) // 8 * 8
+                nbytes += 8 * len(held) + (len(held) + BLOCK_EXTRA) // 8 * 8
             if way is _in_array:
                 owner = _owner(item)
                 nbytes += 0 if id(owner) in owners else _omitted(owner, item.nbytes)
@@ -134,14 +135,14 @@ def _way_into(kind: type, ignore: type | tuple[type, ...]) -> Way | None:
         return lambda item: [*gc.get_referents(item), *dict.keys(item)]
     if issubclass(kind, list | tuple):  # the garbage collector begins at their end
         return lambda item: gc.get_referents(item)[::-1]
-    return _in_array if issubclass(kind, np.ndarray | np.void) else gc.get_referents
+    if issubclass(kind, np.void):  # a record, or a view of one in an array
+        return lambda item: [item.base]
+    return _in_array if issubclass(kind, np.ndarray) else gc.get_referents
 
 
 def _in_array(array: Any) -> list[Any]:
-    held = [*gc.get_referents(array), array.base]
-    if array.dtype.hasobject and array.base is None and isinstance(array, np.ndarray):
-        held += _elements(array.view(np.ndarray))
-    return held
+    elements = _elements(array.view(np.ndarray)) if array.dtype.hasobject and array.base is None else []
+    return [*gc.get_referents(array), array.base, *elements]
 
 
 def _elements(array: NDArray[Any]) -> list[Any]:

@@ -130,11 +130,14 @@ cdef inline Py_ssize_t push_rows(const value_t* mass, const int32_t* support, Py
     cdef double p, total = source_total[0]
     for k in range(n):
         row = support[k] if listed else first + k
-        if ahead and k + 2 * AHEAD < n:
-            prefetch(&offsets[support[k + 2 * AHEAD]])
-            start = offsets[support[k + AHEAD]]
+        if ahead and k + 3 * AHEAD < n and support[k + AHEAD] - row > 4 * AHEAD:  # scattered
+            prefetch(&offsets[support[k + 3 * AHEAD]])
+            start = offsets[support[k + 2 * AHEAD]]
             prefetch(&columns[start])
             prefetch(&values[start])
+            start = offsets[support[k + AHEAD]]
+            for e in range(start, offsets[support[k + AHEAD] + 1]):
+                prefetch(&sums[columns[e]])
         p = mass[k]
         total += p
         start = offsets[row]
@@ -255,12 +258,41 @@ cdef Py_ssize_t seek(const int32_t* states, Py_ssize_t start, Py_ssize_t n, int3
 cdef void collect_marked(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
                          Posterior* out) noexcept nogil:
     """Gather and clear the marked sums in ascending order, weighted by the likelihood."""
-    cdef Py_ssize_t s, n = 0, at = 0, word_at, n_summary = (n_states + 4095) >> 12
-    cdef uint64_t above, word
+    cdef Py_ssize_t k, n = 0, at = 0, n_touched = unmark(w, n_states)
     cdef int32_t target
     cdef double v, largest = 0
     cdef double[4] lanes
     lanes[:] = [0, 0, 0, 0]
+    for k in range(n_touched):
+        target = w.found[k]
+        if k + AHEAD < n_touched and w.found[k + AHEAD] - target > 8 * AHEAD:  # scattered
+            prefetch(&w.sums[w.found[k + AHEAD]])
+            if L.given and L.states == NULL:
+                prefetch(&weights[w.found[k + AHEAD]])
+        v = w.sums[target]
+        w.sums[target] = 0
+        if L.given:
+            if L.states == NULL:
+                v *= weights[target]
+            else:
+                if at < L.n and L.states[at] < target:
+                    at = seek(L.states, at, L.n, target)
+                v = v * weights[at] if at < L.n and L.states[at] == target else 0
+        if v > 0:
+            w.found[n] = target
+            w.mass[n] = v
+            n += 1
+            lanes[target & 3] += v
+            if v > largest:
+                largest = v
+    out.found, out.mass, out.n, out.n_positive, out.largest = w.found, w.mass, n, n, largest
+    out.total = sum_lanes(lanes)
+
+
+cdef Py_ssize_t unmark(Workspace* w, Py_ssize_t n_states) noexcept nogil:
+    """List the marked states in ascending order in `found`, and clear the marks."""
+    cdef Py_ssize_t s, word_at, n = 0, n_summary = (n_states + 4095) >> 12
+    cdef uint64_t above, word
     for s in range(n_summary):
         above = w.summary[s]
         w.summary[s] = 0
@@ -270,26 +302,10 @@ cdef void collect_marked(const value_t* weights, const Likelihood* L, Workspace*
             word = w.touched[word_at]
             w.touched[word_at] = 0
             while word:
-                target = <int32_t> (word_at * 64 + first_bit(word))
+                w.found[n] = <int32_t> (word_at * 64 + first_bit(word))
                 word &= word - 1
-                v = w.sums[target]
-                w.sums[target] = 0
-                if L.given:
-                    if L.states == NULL:
-                        v *= weights[target]
-                    else:
-                        if at < L.n and L.states[at] < target:
-                            at = seek(L.states, at, L.n, target)
-                        v = v * weights[at] if at < L.n and L.states[at] == target else 0
-                if v > 0:
-                    w.found[n] = target
-                    w.mass[n] = v
-                    n += 1
-                    lanes[target & 3] += v
-                    if v > largest:
-                        largest = v
-    out.found, out.mass, out.n, out.n_positive, out.largest = w.found, w.mass, n, n, largest
-    out.total = sum_lanes(lanes)
+                n += 1
+    return n
 
 
 cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
