@@ -177,8 +177,8 @@ def one_of_each_storage(belief_class, dtype=np.float64, n_cells=640):
 def twins(belief_class, dtype):
     """Pairs of beliefs with the same content in two storages.
 
-    A verb keeps pairs or bitmap until the other is 3 % smaller; a constructor takes the smaller. So what a verb cut
-    down to a size where the two are about equal stays a bitmap. A uniform belief need not be one if it grew equal.
+    A verb keeps pairs or bitmap until the other is 3 % smaller; a constructor takes the smaller. So what a
+    verb cut down to a size where the two are about equal stays a bitmap. What grew equal need not be uniform.
     """
     rng, n_cells = np.random.default_rng(6), 640
     cut = belief_class(scattered(rng, n_cells, 30, dtype))

@@ -366,10 +366,8 @@ def test_a_belief_without_axes_goes_with_a_model_of_one_state():
     assert b.shape == ()
 
 
-@dtypes
-def test_no_observation_means_predict_only(rings, belief, dtype):
-    if belief.dtype != dtype:
-        return
+def test_no_observation_means_predict_only(rings, belief):
+    dtype = belief.dtype.type
     T = reference.as_stored(reference.ring_tables(N)[0].toarray(), dtype)
     expected = reference.predict(belief.to_dense(), T)
     told, predicted = belief.copy(), belief.copy()
@@ -544,11 +542,9 @@ def test_correct_with_strided_and_read_only_input_leaves_it_alone():
 
 @pytest.fixture
 def two_rooms():
-    """A model of two rooms that never meet, four states each; the sensor tells the rooms apart; reading 2 never comes."""
+    """Two rooms of four states that never meet; the sensor tells which; its reading 2 never comes."""
     T = np.kron(np.eye(2), np.full((4, 4), 0.25))
     Z = np.repeat([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], 4, axis=0)
-    Z[4] = [0.0, 0.5, 0.5]
-    Z[4] = [0.0, 1.0, 0.0]
     return am.Model(T, Z)
 
 
@@ -929,7 +925,6 @@ def verbs(model, n_more=0):
         "correct sparsely": lambda b: b.correct(sparse_likelihood),
         "normalize": lambda b: b.normalize(),
         "prune": lambda b: b.prune(relative=0.6, max_states=400),
-        "entropy": lambda b: b.entropy(),
         "kl_divergence": lambda b: b.kl_divergence(likelihood),
         "total_variation": lambda b: b.total_variation(likelihood),
         "expectation": lambda b: b.expectation(likelihood),
@@ -979,7 +974,7 @@ def test_bits_do_not_depend_on_the_room_around_them(rings, roomy_rings, belief, 
 @pytest.mark.parametrize("n_stored", [1, 2, 7, 50, 100, 199, 200])
 @pytest.mark.parametrize("branching", [1, 3, 200])
 def test_bits_do_not_depend_on_the_way_through_the_step(dtype, n_stored, branching):
-    """The same states alone and among 20,000 that never play a part: another way, another storage, CSR for dense."""
+    """Among 20,000 states that play no part: marked for unmarked, pairs for dense, CSR for a dense table."""
     rng, n, n_more = np.random.default_rng(n_stored * 7 + branching), 200, 20_000
     T, Z = reference.random_tables(rng, n, n_actions=1, branching=branching, seen=3)
     small = am.Model(T, Z, dtype=dtype)
@@ -1009,13 +1004,10 @@ def test_update_is_predict_then_correct(dtype):
     assert_is(at_once, in_two.to_dense())
 
 
-@dtypes
-def test_a_copy_goes_the_same_way(rings, belief, dtype):
-    if belief.dtype != dtype:
-        return
-    other = belief.copy()
+def test_a_copy_goes_the_same_way(rings, belief):
+    model, other = rings[belief.dtype.type], belief.copy()
     for observation in (0, None, 3):
-        assert belief.update(rings[dtype], 0, observation) == other.update(rings[dtype], 0, observation)
+        assert belief.update(model, 0, observation) == other.update(model, 0, observation)
         assert bits(belief) == bits(other)
 
 
@@ -1120,38 +1112,55 @@ def test_inputs_of_verbs_stay_as_they_are(rings, belief):
 
 # ---- bad input: a clear error, and nothing changed
 
+BAD_ACTIONS = {
+    "1": (1, ValueError, "action 1 .*0 to 0"),
+    "-1": (-1, ValueError, "action -1 "),
+    "2**70": (2**70, ValueError, f"action {2**70}"),
+    "-2**70": (-(2**70), ValueError, f"action -{2**70}"),
+    "uint64": (np.uint64(2**63), ValueError, str(2**63)),
+    "0.0": (0.0, TypeError, "action 0.0 .*float"),
+    "NaN": (math.nan, TypeError, "action nan"),
+    "float64": (np.float64(0), TypeError, "action .*float64"),
+    "string": ("0", TypeError, "action '0' .*str"),
+    "None": (None, TypeError, "action None"),
+    "list": ([0], TypeError, r"action \[0\] .*list"),
+    "array": (np.array([0]), TypeError, "action .*ndarray"),
+    "bool array": (np.array([True]), TypeError, "action .*ndarray"),
+    "complex": (0j, TypeError, "action 0j"),
+}
+NO_MODELS = {"None": None, "str": "m", "SparseBelief": am.SparseBelief([1.0]), "type": am.Model}
+
+
+@pytest.mark.parametrize(("action", "error", "said"), BAD_ACTIONS.values(), ids=BAD_ACTIONS)
+@pytest.mark.parametrize("observation", [0, None])
+def test_a_bad_action_is_named_and_changes_nothing(rings, belief, action, observation, error, said):
+    model = rings[belief.dtype.type]
+    with unchanged(belief), pytest.raises(error, match=said):
+        belief.update(model, action, observation)
+    with unchanged(belief), pytest.raises(error, match=said):
+        belief.predict(model, action)
+
+
+@pytest.mark.parametrize(("said", "model"), NO_MODELS.items(), ids=NO_MODELS)
+def test_what_is_no_model_is_named_and_changes_nothing(belief, model, said):
+    with unchanged(belief), pytest.raises(TypeError, match=said):
+        belief.update(model, 0, 0)
+    with unchanged(belief), pytest.raises(TypeError, match=said):
+        belief.predict(model, 0)
+
+
+def ones_but(value):
+    return np.where(np.arange(N) == 3, value, 1)
+
+
 BAD_CALLS = {
-    **{
-        f"{verb} {name}": (call, error, said)
-        for verb, act in (("update", lambda b, m, a: b.update(m, a, 0)), ("predict", lambda b, m, a: b.predict(m, a)))
-        for name, call, error, said in [
-            ("action 1", lambda b, m, act=act: act(b, m, 1), ValueError, "action 1 .*0 to 0"),
-            ("action -1", lambda b, m, act=act: act(b, m, -1), ValueError, "action -1 "),
-            ("action 2**70", lambda b, m, act=act: act(b, m, 2**70), ValueError, f"action {2**70}"),
-            ("action -2**70", lambda b, m, act=act: act(b, m, -(2**70)), ValueError, f"action -{2**70}"),
-            ("action uint64", lambda b, m, act=act: act(b, m, np.uint64(2**63)), ValueError, f"{2**63}"),
-            ("action 0.0", lambda b, m, act=act: act(b, m, 0.0), TypeError, "action 0.0 .*float"),
-            ("action NaN", lambda b, m, act=act: act(b, m, math.nan), TypeError, "action nan"),
-            ("action float64", lambda b, m, act=act: act(b, m, np.float64(0)), TypeError, "action .*float64"),
-            ("action '0'", lambda b, m, act=act: act(b, m, "0"), TypeError, "action '0' .*str"),
-            ("action None", lambda b, m, act=act: act(b, m, None), TypeError, "action None"),
-            ("action [0]", lambda b, m, act=act: act(b, m, [0]), TypeError, r"action \[0\] .*list"),
-            ("action array", lambda b, m, act=act: act(b, m, np.array([0])), TypeError, "action .*ndarray"),
-            ("action bool array", lambda b, m, act=act: act(b, m, np.array([True])), TypeError, "action .*ndarray"),
-            ("action complex", lambda b, m, act=act: act(b, m, 0j), TypeError, "action 0j"),
-            ("model None", lambda b, m, act=act: act(b, None, 0), TypeError, "NoneType|None"),
-            ("model a string", lambda b, m, act=act: act(b, "m", 0), TypeError, "str"),
-            ("model a belief", lambda b, m, act=act: act(b, b, 0), TypeError, "SparseBelief"),
-            ("model a class", lambda b, m, act=act: act(b, am.Model, 0), TypeError, "type"),
-        ]
-    },
     "observation 4": (lambda b, m: b.update(m, 0, 4), ValueError, "observation 4 .*0 to 3"),
     "observation -1": (lambda b, m: b.update(m, 0, -1), ValueError, "observation -1 "),
     "observation 2**70": (lambda b, m: b.update(m, 0, 2**70), ValueError, f"observation {2**70}"),
     "observation 0.0": (lambda b, m: b.update(m, 0, 0.0), TypeError, "observation 0.0 .*float"),
     "observation '0'": (lambda b, m: b.update(m, 0, "0"), TypeError, "observation '0' .*str"),
     "observation [0]": (lambda b, m: b.update(m, 0, [0]), TypeError, r"observation \[0\] .*list"),
-    "observation bool array": (lambda b, m: b.update(m, 0, np.array([True])), TypeError, "observation .*ndarray"),
+    "observation array": (lambda b, m: b.update(m, 0, np.array([True])), TypeError, "observation .*ndarray"),
     "bad action without observation": (lambda b, m: b.update(m, 5, None), ValueError, "action 5"),
     "prune -0.1": (lambda b, m: b.update(m, 0, 0, prune=-0.1), ValueError, r"prune=-0\.1"),
     "prune 1": (lambda b, m: b.update(m, 0, 0, prune=1), ValueError, "prune=1"),
@@ -1170,9 +1179,9 @@ BAD_CALLS = {
     "likelihood empty": (lambda b, m: b.correct([]), ValueError, r"\(0,\)"),
     "likelihood None": (lambda b, m: b.correct(None), (TypeError, ValueError), r"None|\(\)"),
     "likelihood a string": (lambda b, m: b.correct("x" * N), (TypeError, ValueError), r"str|\(\)"),
-    "likelihood NaN": (lambda b, m: b.correct(np.where(np.arange(N) == 3, math.nan, 1)), ValueError, "non-finite|nan"),
-    "likelihood inf": (lambda b, m: b.correct(np.where(np.arange(N) == 3, math.inf, 1)), ValueError, "non-finite|inf"),
-    "likelihood negative": (lambda b, m: b.correct(np.where(np.arange(N) == 3, -1, 1)), ValueError, "negative|-1"),
+    "likelihood NaN": (lambda b, m: b.correct(ones_but(math.nan)), ValueError, "non-finite|nan"),
+    "likelihood inf": (lambda b, m: b.correct(ones_but(math.inf)), ValueError, "non-finite|inf"),
+    "likelihood negative": (lambda b, m: b.correct(ones_but(-1)), ValueError, "negative|-1"),
     "likelihood complex": (lambda b, m: b.correct(np.full(N, 1j)), TypeError, "complex128"),
     "likelihood strings": (lambda b, m: b.correct(["1"] * N), TypeError, "U1"),
     "likelihood objects": (lambda b, m: b.correct([None] * N), TypeError, "object"),
@@ -1181,12 +1190,13 @@ BAD_CALLS = {
         lambda b, m: b.correct(am.SparseArray([math.nan] + [0.0] * (N - 1))), ValueError, "non-finite|nan"),
     "sparse likelihood negative": (
         lambda b, m: b.correct(am.SparseArray([-1.0] + [0.0] * (N - 1))), ValueError, "negative|-1"),
-    "sparse likelihood too long": (lambda b, m: b.correct(am.SparseArray(np.ones(N + 1))), ValueError, rf"\({N + 1},\)"),
+    "sparse likelihood too long": (
+        lambda b, m: b.correct(am.SparseArray(np.ones(N + 1))), ValueError, rf"\({N + 1},\)"),
     "correct on_impossible": (lambda b, m: b.correct(np.ones(N), on_impossible="no"), ValueError, "'no'"),
     "correct on_impossible None": (
         lambda b, m: b.correct(np.ones(N), on_impossible=None), (TypeError, ValueError), "None"),
     **{
-        f"prune {rule}={bad}": (lambda b, m, rule=rule, bad=bad: b.prune(**{rule: bad}), ValueError, f"{rule}={bad}")
+        f"prune {rule}={bad}": (lambda b, m, asked={rule: bad}: b.prune(**asked), ValueError, f"{rule}={bad}")
         for rule in ("relative", "absolute", "mass")
         for bad in (-0.1, 1.5, math.nan, -math.inf)
     },
@@ -1198,7 +1208,7 @@ BAD_CALLS = {
     "prune max_states=-3": (lambda b, m: b.prune(max_states=-3), ValueError, "max_states=-3"),
     "prune max_states=1.5": (lambda b, m: b.prune(max_states=1.5), TypeError, r"1\.5|float"),
     "prune max_states=NaN": (lambda b, m: b.prune(max_states=math.nan), (TypeError, ValueError), "nan|float"),
-    "prune everything": (lambda b, m: b.prune(absolute=1.0) if b.nnz > 1 else 1 / 0, ValueError, "every state"),
+    "prune everything": (lambda b, m: b.prune(absolute=1.0), ValueError, "every state"),
     "prune positionally": (lambda b, m: b.prune(0.1), TypeError, "positional"),
     "q of another shape": (lambda b, m: b.kl_divergence(np.ones(3)), ValueError, r"\(3,\)"),
     "q no measure": (lambda b, m: b.kl_divergence(np.zeros(N)), ValueError, "without any mass"),
