@@ -7,16 +7,14 @@ do not depend on the clock: the claims are asserted. pytest-benchmark times maki
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pytest
 from scipy import sparse
 
 import agentmem as am
 from harness import table, traced
-from workloads import GRIDS, Case, belief, cases, dense_of, smallest_form, walk, world
+from workloads import GRIDS, Case, belief, cases, dense_of, model_of, smallest_form, walk, world
 
 UPDATES = 50
 SLACK, OBJECT = 1.05, 96  # bytes allowed: SLACK x the best form + OBJECT
@@ -38,12 +36,6 @@ class Held:
     def check(self) -> None:
         assert self.traced <= SLACK * self.best_form + OBJECT
         assert abs(self.belief.nbytes - self.traced) <= COUNTED * self.traced
-
-
-@lru_cache(maxsize=1)
-def model_of(states: int, dtype: str) -> Any:
-    place = world(states, dtype)
-    return am.Model(place.transition, place.observation, dtype=np.dtype(dtype))
 
 
 def updated(start: Any, model: Any, readings: list[int]) -> Any:

@@ -6,6 +6,7 @@ those ratios are printed too.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -75,9 +76,10 @@ def races(report: Any) -> Iterator[dict[Key, dict[str, list[float]]]]:
         return
     ratios = {key: median(seconds[NUMPY]) / median(seconds[OURS]) for key, seconds in found.items()}
     rows = []
-    for size, operation in dict.fromkeys((size, operation) for size, _, operation in ratios):
+    for size, operation in product(SIZES, OPERATIONS):
         by_density = [ratios.get((size, density, operation)) for density in DENSITIES]
-        rows.append([f"{size:,}", operation, *map(format_ratio, by_density)])
+        if any(by_density):
+            rows.append([f"{size:,}", operation, *map(format_ratio, by_density)])
     report.sections["time of numpy / time of ours (above 1: ours is faster), by density"] = table(
         ["cells", "", *(f"{density:.4g}" for density in DENSITIES)], rows
     )
@@ -87,7 +89,7 @@ def races(report: Any) -> Iterator[dict[Key, dict[str, list[float]]]]:
 def format_ratio(ratio: float | None) -> str:
     if ratio is None:
         return "-"
-    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
+    return f"{ratio:.2g}" if ratio < 10 else f"{ratio:,.0f}"
 
 
 @pytest.mark.benchmark(timer=replay.read)

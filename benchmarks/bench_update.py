@@ -36,6 +36,7 @@ from workloads import (
     cases,
     dense_of,
     likely_reading,
+    model_of,
     smallest_form,
     spread_of,
     world,
@@ -80,12 +81,6 @@ class Setting:
         reading = likely_reading(place, indices)
         likelihood = np.ascontiguousarray(place.observation[:, reading])
         return cls(case, place, reading, likelihood, indices, values, dense_of(case, indices, values))
-
-
-@lru_cache(maxsize=1)
-def model_of(states: int, dtype: str) -> Any:
-    place = world(states, dtype)
-    return am.Model(place.transition, place.observation, dtype=np.dtype(dtype))
 
 
 @lru_cache(maxsize=1)
@@ -418,7 +413,7 @@ def test_update(benchmark: Any, case: Case, way: str, findings: Findings, smoke:
     if why := why_not(case, way):
         pytest.skip(f"{way}: {why}")
     if case not in findings.races:
-        findings.races[case] = run_race(case, budget=0.05 if smoke else 2.5)
+        findings.races[case] = run_race(case, budget=0.05 if smoke else 3.5)
     replay.play(benchmark, findings.races[case].seconds[way])
 
 

@@ -35,7 +35,7 @@ def timed(run: Run) -> float:
 
 
 def interleaved(
-    ways: dict[str, Way], *, budget: float, batch: float = 2e-4, fewest: int = 5, most: int = 301
+    ways: dict[str, Way], *, budget: float, batch: float = 2e-4, fewest: int = 7, most: int = 401
 ) -> dict[str, list[float]]:
     """Seconds per repetition of each way, one figure a round, until `budget` seconds are spent.
 

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+import agentmem as am
+
 GRIDS = {100: (10, 10), 1_000: (25, 40), 10_000: (100, 100), 100_000: (250, 400), 1_000_000: (1_000, 1_000)}
 STEPS = [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]  # stay, up, down, left, right
 RIGHT = 4
@@ -104,6 +106,12 @@ def height_sensor(
 def world(states: int, dtype: str) -> World:
     rows, columns = GRIDS[states]
     return World(grid_transition(rows, columns, dtype=dtype), height_sensor(rows, columns, dtype=dtype))
+
+
+@lru_cache(maxsize=1)
+def model_of(states: int, dtype: str) -> am.Model:
+    place = world(states, dtype)
+    return am.Model(place.transition, place.observation, dtype=np.dtype(dtype))
 
 
 def disc(rows: int, columns: int, support: int) -> NDArray[np.intp]:
