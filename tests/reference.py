@@ -6,11 +6,15 @@ First the filter and its queries on plain arrays, then inputs and assertions tha
 import contextlib
 import gc
 import math
+import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
 from scipy import sparse
+
+import agentmem
 
 DTYPES = (np.float64, np.float32)
 ONE_STEP = {np.float64: 1e-12, np.float32: 2e-7}  # relative error of an entry after one step
@@ -262,3 +266,9 @@ class Traced:
         tracemalloc.stop()
         gc.enable()
         self.kept, self.peak = now - self._start, peak - self._start
+
+
+def same_environment():
+    """The environment of a child that imports the same agentmem and the same tests as this process."""
+    paths = [str(Path(agentmem.__file__).parents[1]), str(Path(__file__).parent)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}

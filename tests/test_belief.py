@@ -4,6 +4,8 @@ import copy
 import gc
 import math
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,6 +122,39 @@ def test_duplicates_of_a_scipy_matrix_add_up_and_stay_in_the_matrix():
     given = sparse.coo_matrix(([0.5, 0.25, 0.25], ([0, 0, 0], [1, 2, 2])), shape=(1, 3))
     assert am.SparseBelief(given).to_dense().tolist() == [[0, 0.5, 0.5]]
     assert given.data.tolist() == [0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("form", "part", "value"),
+    [
+        ("csr", "indices", 5),
+        ("csr", "indices", -1),
+        ("csc", "indices", 2**30),
+        ("coo", "row", 2**30),
+        ("coo", "col", 7),
+    ],
+)
+def test_a_scipy_matrix_that_points_outside_itself_is_refused(form, part, value):
+    given = sparse.csr_matrix(np.eye(2, 5)).asformat(form)
+    getattr(given, part)[-1] = value
+    with pytest.raises(ValueError, match=str(value)):
+        am.SparseBelief(given)
+
+
+@pytest.mark.parametrize("form", ["csr", "csc"])
+def test_a_scipy_matrix_whose_rows_end_outside_is_refused(form):
+    """In a child, since it used to crash."""
+    script = (
+        "import sys, numpy as np, scipy.sparse as sp, agentmem as am\n"
+        "given = sp.csr_matrix(np.eye(2, 5)).asformat(sys.argv[1])\n"
+        "given.indptr[-1] = 2**30\n"
+        "try: am.SparseBelief(given)\n"
+        "except ValueError: print('ValueError')"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", script, form], capture_output=True, text=True, env=reference.same_environment()
+    )
+    assert (child.returncode, child.stdout.strip()) == (0, "ValueError"), child.stderr[-300:]
 
 
 @dtypes
@@ -420,14 +455,14 @@ def test_evidence_does_not_depend_on_the_sum(total):
     )
 
 
-@pytest.mark.parametrize("verb", ["update", "correct"])
-def test_evidence_of_a_belief_that_spans_600_orders_of_magnitude(verb):
+@pytest.mark.parametrize(
+    "look",
+    [lambda b: b.update(am.Model(np.eye(2), np.eye(2)), 0, 1), lambda b: b.correct([0.0, 1.0])],
+    ids=["update", "correct"],
+)
+def test_evidence_of_a_belief_that_spans_330_orders_of_magnitude(look):
     b = am.SparseBelief([1e300, 1e-30])
-    if verb == "update":
-        log_evidence = b.update(am.Model(np.eye(2), np.eye(2)), 0, 1)
-    else:
-        log_evidence = b.correct([0.0, 1.0])
-    assert log_evidence == pytest.approx(math.log(1e-30) - math.log(1e300))
+    assert look(b) == pytest.approx(math.log(1e-30) - math.log(1e300))
     assert b.to_dense().tolist() == [0.0, 1.0]
 
 
