@@ -29,6 +29,7 @@ SparseBelief(shape=(2,), dtype=float64, nnz=2, storage='dense', nbytes=104)
 from agentmem.array import SparseArray
 from agentmem.belief import SparseBelief
 from agentmem.errors import BudgetExceeded, CorruptData, ImpossibleObservation
+from agentmem.footprint import footprint
 from agentmem.model import Model
 
 __version__ = "0.1.0"
@@ -39,4 +40,5 @@ __all__ = [
     "Model",
     "SparseArray",
     "SparseBelief",
+    "footprint",
 ]

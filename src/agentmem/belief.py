@@ -205,7 +205,7 @@ class SparseBelief(CoreBelief, SparseArray):
         for name, rule in (("relative", relative), ("absolute", absolute), ("mass", mass)):
             if rule is not None and not 0 <= rule <= 1:
                 raise ValueError(f"{name}={rule!r} given; expected at least 0 and at most 1")
-        if max_states is not None and max_states < 1:
+        if max_states is not None and operator.index(max_states) < 1:
             raise ValueError(f"max_states={max_states!r} given; expected at least 1")
         if relative is absolute is mass is max_states is None:
             relative = self.prune_below
@@ -278,7 +278,7 @@ class SparseBelief(CoreBelief, SparseArray):
         >>> [x.tolist() for x in am.SparseBelief([0.1, 0.6, 0.3]).top(2)]
         [[1, 2], [0.6, 0.3]]
         """
-        if k < 0:
+        if operator.index(k) < 0:
             raise ValueError(f"k={k} given; expected at least 0")
         p = self._probabilities()
         largest = np.argsort(-p, kind="stable")[:k]
@@ -326,11 +326,11 @@ class SparseBelief(CoreBelief, SparseArray):
             self._explain_no_measure()
 
     def _explain_no_measure(self) -> None:
-        values = self.values
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"belief of dtype {self.dtype} given; the filter verbs expect float32 or float64")
         if self.size > np.iinfo(np.int32).max:
             raise ValueError(f"belief of {self.size} states given; the filter verbs expect at most {2**31 - 1}")
+        values = self.values
         if not len(values):
             raise ValueError("belief without any mass given; expected at least one value above zero")
         wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))[0]

@@ -1,4 +1,4 @@
-"""What can go wrong in ways a program may want to catch. Each is also a builtin error, so that `except ValueError` still does."""
+"""What can go wrong in ways a program may want to catch. Each is also a builtin error, which catches it as well."""
 
 from __future__ import annotations
 

@@ -120,6 +120,11 @@ class Model(CoreModel):
                 f"{len(observations)} observation matrices given for {len(transitions)} actions; expected one or one each"
             )
         n_states, n_observations = transitions[0].shape[0], observations[0].shape[1]
+        if n_states == 0 or n_observations == 0:
+            raise ValueError(
+                f"transition of shape {transitions[0].shape} and observation of shape {observations[0].shape} given; "
+                "expected at least one state and one observation"
+            )
         limits = drop_below, row_tolerance
         built_t = _build(transitions, "transition", (n_states, n_states), dtype, limits, transposed=False)
         built_o = _build(observations, "observation", (n_states, n_observations), dtype, limits, transposed=True)
@@ -139,7 +144,7 @@ class Model(CoreModel):
             for k, table in enumerate(tables):
                 buffers.update(table.buffers(f"{name}.{k}"))
         if prior is not None:
-            buffers["initial.indices"] = prior.indices.astype(np.int32)
+            buffers["initial.indices"] = prior.indices
             buffers["initial.values"] = prior.values
         self._fill(header, buffers)
 
@@ -275,7 +280,7 @@ class Model(CoreModel):
             for k, table in enumerate(tables):
                 named.update(table.buffers(f"{name}.{k}"))
         if not self._header["uniform"]:
-            named["initial.indices"] = self._initial.indices.astype(np.int32)
+            named["initial.indices"] = self._initial.indices
             named["initial.values"] = self._initial.values
         return named
 
@@ -403,8 +408,13 @@ def _checked_rows(
         raise ValueError(f"{where}: shape {matrix.shape} given; expected {shape}")
     if np.iscomplexobj(matrix) or matrix.dtype.kind not in "biuf":
         raise TypeError(f"{where}: dtype {matrix.dtype} given; expected real numbers")
-    if hasattr(matrix, "check_format"):  # scipy trusts what it is given: a wrong index would be followed
+    if hasattr(matrix, "check_format"):  # scipy follows a wrong index out of its arrays
         matrix.check_format(full_check=True)
+    elif getattr(matrix, "format", "") == "coo" and any(
+        matrix.nnz and not 0 <= coords.min() <= coords.max() < n
+        for coords, n in ((matrix.row, shape[0]), (matrix.col, shape[1]))
+    ):
+        raise ValueError(f"{where}: coordinates outside shape {shape} given")
     rows = csr_matrix(matrix, dtype=np.float64, copy=True)
     rows.sum_duplicates()
     wrong = np.flatnonzero(~(np.isfinite(rows.data) & (rows.data >= 0)))

@@ -280,13 +280,14 @@ cdef int read_shape(tuple shape, Py_ssize_t* extents, Py_ssize_t* n_cells) excep
     product = 1
     if len(shape) > 64:
         raise ValueError(f"shape of {len(shape)} axes given; expected at most 64")
-    for axis in range(len(shape)):
-        if shape[axis] < 0:
+    for extent in shape:
+        if extent < 0:
             raise ValueError(f"shape {shape} given; expected extents of at least 0")
-        extents[axis] = shape[axis]
-        product *= shape[axis]
-    if product > PY_SSIZE_T_MAX // 16:
+        product *= extent
+    if product > PY_SSIZE_T_MAX // 16 or max(shape, default=0) > PY_SSIZE_T_MAX:
         raise ValueError(f"shape {shape} given; its cells cannot be numbered in {sizeof(Py_ssize_t)} bytes")
+    for axis in range(len(shape)):
+        extents[axis] = shape[axis]
     n_cells[0] = product
     return <int> len(shape)
 

@@ -332,33 +332,37 @@ cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace*
 cdef void collect_all(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
                       Posterior* out) noexcept nogil:
     """Weight all sums in place. They stay where they are: emit clears them."""
-    cdef Py_ssize_t s, n0 = 0, n1 = 0, whole = n_states & ~3
-    cdef double v0, v1, v2, v3, largest = 0
-    cdef double[4] lanes
+    cdef Py_ssize_t s, j, n = 0, whole = n_states & ~3
+    cdef double v, largest = 0
+    cdef double[4] lanes, counts, peaks  # counts in double: so the compiler takes two lanes at a time
     cdef double* sums = w.sums
-    lanes[:] = [0, 0, 0, 0]
-    for s in range(0, whole, 4):
-        v0, v1, v2, v3 = sums[s], sums[s + 1], sums[s + 2], sums[s + 3]
-        if L.given:
-            v0 *= weights[s]
-            v1 *= weights[s + 1]
-            v2 *= weights[s + 2]
-            v3 *= weights[s + 3]
-            sums[s], sums[s + 1], sums[s + 2], sums[s + 3] = v0, v1, v2, v3
-        lanes[0] += v0
-        lanes[1] += v1
-        lanes[2] += v2
-        lanes[3] += v3
-        n0 += (v0 > 0) + (v1 > 0)
-        n1 += (v2 > 0) + (v3 > 0)
-        largest = max(largest, max(max(v0, v1), max(v2, v3)))
+    for j in range(4):
+        lanes[j] = counts[j] = peaks[j] = 0
+    if L.given:
+        for s in range(0, whole, 4):
+            for j in range(4):
+                v = sums[s + j] * weights[s + j]
+                sums[s + j] = v
+                lanes[j] += v
+                counts[j] += 1.0 if v > 0 else 0.0
+                peaks[j] = v if v > peaks[j] else peaks[j]
+    else:
+        for s in range(0, whole, 4):
+            for j in range(4):
+                v = sums[s + j]
+                lanes[j] += v
+                counts[j] += 1.0 if v > 0 else 0.0
+                peaks[j] = v if v > peaks[j] else peaks[j]
     for s in range(whole, n_states):
         if L.given:
             sums[s] *= weights[s]
         lanes[s & 3] += sums[s]
-        n0 += sums[s] > 0
-        largest = max(largest, sums[s])
-    out.found, out.mass, out.n, out.n_positive, out.largest = NULL, sums, n_states, n0 + n1, largest
+        counts[s & 3] += sums[s] > 0
+        peaks[s & 3] = max(peaks[s & 3], sums[s])
+    for j in range(4):
+        n += <Py_ssize_t> counts[j]
+        largest = max(largest, peaks[j])
+    out.found, out.mass, out.n, out.n_positive, out.largest = NULL, sums, n_states, n, largest
     out.total = sum_lanes(lanes)
 
 
@@ -435,23 +439,26 @@ cdef void weigh(const value_t* weights, bint per_entry, double scale, Posterior*
 # ---- leaves: emit
 
 cdef Py_ssize_t count_kept(const Posterior* posterior, double threshold, double* kept_mass) noexcept nogil:
-    cdef Py_ssize_t k, kept = 0, whole = 0
+    cdef Py_ssize_t k, j, kept = 0, whole = 0
+    cdef double v
     cdef const double* mass = posterior.mass
-    cdef double[4] lanes
-    lanes[:] = [0, 0, 0, 0]
-    if posterior.found == NULL:  # position is state: four lanes at a time
+    cdef double[4] lanes, counts
+    for j in range(4):
+        lanes[j] = counts[j] = 0
+    if posterior.found == NULL:  # position is state
         whole = posterior.n & ~3
         for k in range(0, whole, 4):
-            lanes[0] += mass[k] if mass[k] >= threshold else 0
-            lanes[1] += mass[k + 1] if mass[k + 1] >= threshold else 0
-            lanes[2] += mass[k + 2] if mass[k + 2] >= threshold else 0
-            lanes[3] += mass[k + 3] if mass[k + 3] >= threshold else 0
-            kept += (mass[k] >= threshold) + (mass[k + 1] >= threshold) \
-                + (mass[k + 2] >= threshold) + (mass[k + 3] >= threshold)
+            for j in range(4):
+                v = mass[k + j]
+                lanes[j] += v if v >= threshold else 0.0
+                counts[j] += 1.0 if v >= threshold else 0.0
     for k in range(whole, posterior.n):
         if mass[k] >= threshold:
-            kept += 1
-            lanes[(posterior.found[k] if posterior.found != NULL else k) & 3] += mass[k]
+            j = (posterior.found[k] if posterior.found != NULL else k) & 3
+            lanes[j] += mass[k]
+            counts[j] += 1
+    for j in range(4):
+        kept += <Py_ssize_t> counts[j]
     kept_mass[0] = sum_lanes(lanes)
     return kept
 
@@ -640,13 +647,11 @@ cdef class CoreBelief(CoreArray):
         if w == NULL:
             self.writing = 0
             raise MemoryError
-        if entries < RELEASE_FROM and T.offsets != NULL:
-            status = step(self, &source, T, &L, w, marked, &posterior)
+        if entries < RELEASE_FROM:
+            status = step(self, &source, T, &L, w, marked, relative, &posterior)
         else:
             with nogil:
-                status = step(self, &source, T, &L, w, marked, &posterior)
-        if status == 0:
-            status = emit(self, w, &posterior, relative, entries >= RELEASE_FROM)
+                status = step(self, &source, T, &L, w, marked, relative, &posterior)
         give_back(w)
         self.writing = 0
         if status == 0:
@@ -669,32 +674,26 @@ cdef class CoreBelief(CoreArray):
 
         Returns the log-evidence, or None where no probability is left (then the belief is as before).
         """
-        cdef Source source
         cdef Posterior posterior
         cdef Workspace* w
         cdef int exponent = 0, status
         cdef double scale
+        cdef bint wide = cnp.PyArray_TYPE(weights) == cnp.NPY_DOUBLE
         if not cnp.PyArray_IS_C_CONTIGUOUS(weights) or not cnp.PyArray_ISNOTSWAPPED(weights) or \
                 not cnp.PyArray_ISALIGNED(weights) or cnp.PyArray_TYPE(weights) not in (cnp.NPY_DOUBLE, cnp.NPY_FLOAT):
             raise TypeError(f"weights of dtype {weights.dtype} given; expected contiguous float32 or float64")
         if cnp.PyArray_SIZE(weights) != (self.n_stored if per_entry else self.n_cells):
             raise ValueError(f"{cnp.PyArray_SIZE(weights)} weights given for {self.n_stored} entries of {self.n_cells}")
-        begin(self)
-        w = listing_workspace(self)
         frexp(largest, &exponent)
         exponent = max(-1000, min(1000, exponent))
         scale = ldexp(1.0, -exponent)
-        with nogil:
-            read_source(self, &source)
-            if self.type_num == cnp.NPY_DOUBLE:
-                list_mass(<const double*> source.mass, &source, w, &posterior)
-            else:
-                list_mass(<const float*> source.mass, &source, w, &posterior)
-            if cnp.PyArray_TYPE(weights) == cnp.NPY_DOUBLE:
-                weigh(<const double*> cnp.PyArray_DATA(weights), per_entry, scale, &posterior)
-            else:
-                weigh(<const float*> cnp.PyArray_DATA(weights), per_entry, scale, &posterior)
-        status = emit(self, w, &posterior, 0.0, True)
+        begin(self)
+        w = listing_workspace(self)
+        if self.n_stored < RELEASE_FROM:
+            status = revise(self, w, cnp.PyArray_DATA(weights), wide, per_entry, scale, &posterior)
+        else:
+            with nogil:
+                status = revise(self, w, cnp.PyArray_DATA(weights), wide, per_entry, scale, &posterior)
         give_back(w)
         self.writing = 0
         if status == 0:
@@ -705,24 +704,16 @@ cdef class CoreBelief(CoreArray):
 
     def normalize(self):
         """Make the belief sum to 1; return what it summed to. O(nnz)."""
-        cdef Source source
         cdef Posterior posterior
         cdef Workspace* w
         cdef int status
         begin(self)
-        if self.storage == UNIFORM:
-            self.writing = 0
-            value = self._lookup(np.zeros(1, dtype=np.intp))
-            self._set_uniform(self.shape, np.full(1, 1.0 / self.n_cells, dtype=self.dtype))
-            return float(value[0]) * self.n_cells
         w = listing_workspace(self)
-        with nogil:
-            read_source(self, &source)
-            if self.type_num == cnp.NPY_DOUBLE:
-                list_mass(<const double*> source.mass, &source, w, &posterior)
-            else:
-                list_mass(<const float*> source.mass, &source, w, &posterior)
-        status = emit(self, w, &posterior, 0.0, True)
+        if self.n_stored < RELEASE_FROM:
+            status = revise(self, w, NULL, True, False, 1.0, &posterior)
+        else:
+            with nogil:
+                status = revise(self, w, NULL, True, False, 1.0, &posterior)
         give_back(w)
         self.writing = 0
         if status != 0:
@@ -745,16 +736,57 @@ cdef Workspace* listing_workspace(CoreBelief self) except NULL:
     raise MemoryError
 
 
-cdef int step(CoreBelief self, Source* source, Table* T, Likelihood* L, Workspace* w, bint marked,
-              Posterior* posterior) noexcept nogil:
+cdef int step(CoreBelief self, const Source* source, const Table* T, const Likelihood* L, Workspace* w, bint marked,
+              double relative, Posterior* posterior) noexcept nogil:
+    """Predict, correct and emit."""
+    cdef int status
     if self.type_num == cnp.NPY_DOUBLE:
-        return predict_correct(<const double*> source.mass, source, T, L, w, marked, posterior)
-    return predict_correct(<const float*> source.mass, source, T, L, w, marked, posterior)
+        status = predict_correct(<const double*> source.mass, source, T, L, w, marked, posterior)
+    else:
+        status = predict_correct(<const float*> source.mass, source, T, L, w, marked, posterior)
+    return emit(self, w, posterior, relative) if status == 0 else status
 
 
-cdef int emit(CoreBelief self, Workspace* w, Posterior* posterior, double relative, bint release):
+cdef int revise(CoreBelief self, Workspace* w, const void* weights, bint wide_weights, bint per_entry, double scale,
+                Posterior* posterior) noexcept nogil:
+    """Weigh the belief (not at all for NULL weights) and emit."""
+    cdef Source source
+    read_source(self, &source)
+    if weights == NULL and self.storage == UNIFORM:
+        return normalize_uniform(self, posterior)
+    if self.type_num == cnp.NPY_DOUBLE:
+        list_mass(<const double*> source.mass, &source, w, posterior)
+    else:
+        list_mass(<const float*> source.mass, &source, w, posterior)
+    if weights != NULL and wide_weights:
+        weigh(<const double*> weights, per_entry, scale, posterior)
+    elif weights != NULL:
+        weigh(<const float*> weights, per_entry, scale, posterior)
+    return emit(self, w, posterior, 0.0)
+
+
+cdef int normalize_uniform(CoreBelief self, Posterior* posterior) noexcept nogil:
+    """One cell stands for all; their sum is taken as if each were stored."""
+    cdef bint wide = self.type_num == cnp.NPY_DOUBLE
+    cdef double value = (<double*> self.block)[0] if wide else (<float*> self.block)[0]
+    cdef double[4] lanes
+    cdef Py_ssize_t k
+    lanes[:] = [0, 0, 0, 0]
+    for k in range(self.n_cells):
+        lanes[k & 3] += value
+    posterior.total = posterior.source_total = sum_lanes(lanes)
+    if not isfinite(posterior.total):
+        return NOT_A_MEASURE
+    if wide:
+        (<double*> self.block)[0] = value / posterior.total
+    else:
+        (<float*> self.block)[0] = <float> (value / posterior.total)
+    return 0
+
+
+cdef int emit(CoreBelief self, Workspace* w, const Posterior* posterior, double relative) noexcept nogil:
     """Make what is kept of the posterior, normalised, the content of `self`; the workspace is clean afterwards."""
-    cdef Py_ssize_t n_cells = self.n_cells, kept, item = item_size(self.type_num)
+    cdef Py_ssize_t n_cells = self.n_cells, kept = posterior.n_positive
     cdef double smallest = SMALLEST_DOUBLE, kept_mass = posterior.total, threshold
     cdef int storage, status = 0
     cdef char* block = NULL
@@ -768,27 +800,25 @@ cdef int emit(CoreBelief self, Workspace* w, Posterior* posterior, double relati
         if not wide or posterior.total > 1:  # what the dtype cannot hold once normalised would be a stored zero
             smallest = max(smallest, posterior.total * (SMALLEST_DOUBLE if wide else SMALLEST_FLOAT))
         threshold = max(smallest, relative * posterior.largest)
-        with nogil:
-            kept = posterior.n_positive
-            if threshold > SMALLEST_DOUBLE:
-                kept = count_kept(posterior, threshold, &kept_mass)
-            storage = smallest_storage(self.storage, kept, n_cells, item)
-            block = make_block(self, storage, kept)
-            if block == NULL:
-                status = NO_MEMORY
-            else:
-                positions = block + index_offset(storage, kept, n_cells, item)
-                if wide:
-                    write(<double*> block, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
-                else:
-                    write(<float*> block, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
-    if status != 0 and posterior.found == NULL:
-        memset(w.sums, 0, n_cells * sizeof(double))
-    if status == 0:
-        self.is_measure = True
-        if relative > 0:
-            self.pruned_mass += max(0.0, (posterior.total - kept_mass) / posterior.total)
-    return status
+        if threshold > SMALLEST_DOUBLE:
+            kept = count_kept(posterior, threshold, &kept_mass)
+        storage = smallest_storage(self.storage, kept, n_cells, item_size(self.type_num))
+        block = make_block(self, storage, kept)
+        if block == NULL:
+            status = NO_MEMORY
+    if status != 0:
+        if posterior.found == NULL:
+            memset(w.sums, 0, n_cells * sizeof(double))
+        return status
+    positions = block + index_offset(storage, kept, n_cells, item_size(self.type_num))
+    if wide:
+        write(<double*> block, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
+    else:
+        write(<float*> block, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
+    self.is_measure = True
+    if relative > 0:
+        self.pruned_mass += max(0.0, (posterior.total - kept_mass) / posterior.total)
+    return 0
 
 
 cdef void write(value_t* values, const Posterior* posterior, double threshold, double kept_mass, Py_ssize_t kept,

@@ -101,6 +101,10 @@ cdef cnp.ndarray plain(array, int type_num, str name):
 cdef class CoreModel:
     """What `Model` is underneath: immutable tables behind pointers. Filled once; any number of readers."""
 
+    def __sizeof__(self):
+        n_tables = 0 if self.owners is None else len(self.owners)
+        return type(self).__basicsize__ + n_tables * sizeof(Table) + self.n_actions * 2 * sizeof(int32_t)
+
     def __dealloc__(self):
         PyMem_RawFree(self.tables)
         PyMem_RawFree(self.transition_of)
