@@ -9,12 +9,13 @@ from setuptools import Extension, setup
 
 CHECKED = os.environ.get("AGENTMEM_CHECKED") == "1"
 
-# -ffp-contract=off: no fused multiply-add, so that bits do not depend on the compiler or the processor.
-# __restrict__-free code and -O3 are enough: nothing here asks for a processor newer than the baseline.
+# No fused multiply-add (-ffp-contract=off), so that bits do not depend on the compiler or the processor. Nobody reads
+# errno or floating-point flags here; without them comparisons go in pairs. No flag asks for a newer processor.
 if sys.platform == "win32":
     flags = ["/O2"]
 else:
-    flags = ["-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    flags = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-strict-aliasing"]
+    flags += ["-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
     flags += os.environ.get("AGENTMEM_CFLAGS", "").split()
 
 extensions = [

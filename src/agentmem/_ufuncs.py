@@ -275,10 +275,7 @@ def contract(a: Any, b: Any) -> Any:
         products = elementwise(np.multiply, (a.reshape(-1, 1), b), (), {"dtype": dtype})
         return reduce_entries(np.add, products, axis=0, dtype=dtype)
     # only what meets an entry along the contracted axis counts, if the rest of the other side is finite
-    if isinstance(a, CoreArray):
-        met = np.unique(a.indices % a.shape[-1])
-    else:
-        met = np.unique(b.indices // b.shape[1])
+    met = np.unique(a.indices % a.shape[-1] if isinstance(a, CoreArray) else b.indices // b.shape[1])
     for x in (a, b):
         if isinstance(x, CoreArray):
             if not np.isfinite(x.values).all():

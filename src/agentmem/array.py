@@ -73,7 +73,8 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         if isinstance(array_like, CoreArray):
             values = array_like.values if dtype is None else array_like.values.astype(dtype)
             self._become(array_like.shape, array_like.indices, values)
-        elif hasattr(array_like, "tocoo"):  # scipy.sparse
+        elif hasattr(array_like, "tocoo"):
+            check_scipy(array_like)
             entries = array_like.tocoo(copy=True)
             entries.sum_duplicates()
             coords = [np.asarray(c, np.intp) for c in entries.coords]
@@ -544,6 +545,16 @@ class _Flat:
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
         return self.array.reshape(-1).__array__(dtype, copy)
+
+
+def check_scipy(matrix: Any) -> None:
+    """ValueError for a scipy.sparse matrix whose indices lie outside it: scipy would follow them."""
+    if hasattr(matrix, "check_format"):
+        matrix.check_format(full_check=True)
+    elif matrix.format == "coo" and matrix.nnz:
+        for along, n in zip(matrix.coords, matrix.shape, strict=True):
+            if not 0 <= along.min() <= along.max() < n:
+                raise ValueError(f"coordinates {along.min()} to {along.max()} given; expected 0 to {n - 1}")
 
 
 def storable(values: NDArray[Any]) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """SparseBelief: a SparseArray that is a measure, with the filter verbs.
 
-The step itself (`update`, `predict`, `normalize`) is compiled and lives in `_core.belief`; here are the constructors, the
-verbs that are a few NumPy lines over the support, and the words for what went wrong.
+The step itself (`update`, `predict`, `normalize`) is compiled and lives in `_core.belief`; here are the constructors,
+the verbs that are a few NumPy lines over the support, and the words for what went wrong.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class SparseBelief(CoreBelief, SparseArray):
 
     Notes
     -----
-    As an array it takes part in everything an ndarray does (see `SparseArray`) and may then hold any values; the verbs ask
-    for a measure again. A verb that raises leaves the belief bit for bit as it was. One writer at a time: a second thread
-    in a verb of the same belief gets RuntimeError. Beliefs of one model may be stepped on as many threads as there are.
+    As an array it takes part in everything an ndarray does (see `SparseArray`) and may then hold any values; the verbs
+    ask for a measure again. A verb that raises leaves the belief bit for bit as it was. One thread at a time: a second
+    one that reads or writes a belief inside a long verb gets RuntimeError. Beliefs of one model may be stepped on as
+    many threads as there are.
 
     Examples
     --------
@@ -192,8 +193,8 @@ class SparseBelief(CoreBelief, SparseArray):
 
         Notes
         -----
-        With several rules an entry goes if any of them drops it; with none, `relative=prune_below`. What is dropped adds
-        to `pruned_mass`. A rule that would drop everything raises ValueError.
+        With several rules an entry goes if any of them drops it; with none, `relative=prune_below`. What is dropped
+        adds to `pruned_mass`. A rule that would drop everything raises ValueError.
 
         Examples
         --------
@@ -272,7 +273,7 @@ class SparseBelief(CoreBelief, SparseArray):
         return 0 if self.storage == "uniform" else int(self.indices[self.values.argmax()])
 
     def top(self, k: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
-        """The k most probable states (of equals, the lowest first): flat indices and probabilities, both (min(k, nnz),).
+        """The k most probable states (of equals, the lowest first): indices and probabilities, both (min(k, nnz),).
 
         >>> import agentmem as am
         >>> [x.tolist() for x in am.SparseBelief([0.1, 0.6, 0.3]).top(2)]

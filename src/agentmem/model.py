@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from agentmem._core import CoreModel
+from agentmem.array import check_scipy
 from agentmem.belief import SparseBelief
 from agentmem.errors import CorruptData
 
@@ -80,8 +81,8 @@ class Model(CoreModel):
 
     Notes
     -----
-    Inputs are copied. Equal matrices of several actions are kept once, each in the smaller of CSR and dense. Any number of
-    threads may use a model. Two models are equal if their `digest` is.
+    Inputs are copied. Equal matrices of several actions are kept once, each in the smaller of CSR and dense. Any number
+    of threads may use a model. Two models are equal if their `digest` is.
 
     Examples
     --------
@@ -117,7 +118,8 @@ class Model(CoreModel):
         transitions, observations = _matrices(transition, "transition"), _matrices(observation, "observation")
         if len(observations) not in (1, len(transitions)):
             raise ValueError(
-                f"{len(observations)} observation matrices given for {len(transitions)} actions; expected one or one each"
+                f"{len(observations)} observation matrices given for {len(transitions)} actions; "
+                "expected one, or one each"
             )
         n_states, n_observations = transitions[0].shape[0], observations[0].shape[1]
         if n_states == 0 or n_observations == 0:
@@ -259,7 +261,8 @@ class Model(CoreModel):
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(n_states={self.n_states}, n_actions={self.n_actions}, "
-            f"n_observations={self.n_observations}, dtype={self.dtype}, density={self.density:.3g}, nbytes={self.nbytes})"
+            f"n_observations={self.n_observations}, dtype={self.dtype}, density={self.density:.3g}, "
+            f"nbytes={self.nbytes})"
         )
 
     def belief(self) -> SparseBelief:
@@ -343,10 +346,11 @@ class Model(CoreModel):
             raise CorruptData(f"{path}: checksum does not agree with the content")
         try:
             header = json.loads(bytes(body[:n_head]))
-            buffers = {
-                name: np.frombuffer(body, np.dtype(kind), count, n_head + start)
-                for name, (kind, count, start) in header.pop("buffers").items()
-            }
+            buffers = {}
+            for name, (kind, count, start) in header.pop("buffers").items():
+                if not isinstance(kind, str) or count < 0 or start < 0:
+                    raise ValueError(f"buffer {name} of {count} x {kind} at {start}")
+                buffers[name] = np.frombuffer(body, np.dtype(kind), count, n_head + start)
             return cls.from_buffers(header, buffers)
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise CorruptData(f"{path}: {error}") from error
@@ -408,13 +412,8 @@ def _checked_rows(
         raise ValueError(f"{where}: shape {matrix.shape} given; expected {shape}")
     if np.iscomplexobj(matrix) or matrix.dtype.kind not in "biuf":
         raise TypeError(f"{where}: dtype {matrix.dtype} given; expected real numbers")
-    if hasattr(matrix, "check_format"):  # scipy follows a wrong index out of its arrays
-        matrix.check_format(full_check=True)
-    elif getattr(matrix, "format", "") == "coo" and any(
-        matrix.nnz and not 0 <= coords.min() <= coords.max() < n
-        for coords, n in ((matrix.row, shape[0]), (matrix.col, shape[1]))
-    ):
-        raise ValueError(f"{where}: coordinates outside shape {shape} given")
+    if _is_sparse(matrix):
+        check_scipy(matrix)
     rows = csr_matrix(matrix, dtype=np.float64, copy=True)
     rows.sum_duplicates()
     wrong = np.flatnonzero(~(np.isfinite(rows.data) & (rows.data >= 0)))
