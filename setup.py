@@ -7,7 +7,8 @@ import numpy as np
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-CHECKED = os.environ.get("AGENTMEM_CHECKED") == "1"
+CHECKED = os.environ.get("AGENTMEM_CHECKED") == "1"  # bounds checks; built apart, so that neither build passes for the other
+BUILD = "build/checked" if CHECKED else "build"
 
 # No fused multiply-add (-ffp-contract=off), so that bits do not depend on the compiler or the processor. Nobody reads
 # errno or floating-point flags here; without them comparisons go in pairs. No flag asks for a newer processor.
@@ -16,7 +17,6 @@ if sys.platform == "win32":
 else:
     flags = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-strict-aliasing"]
     flags += ["-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
-    flags += os.environ.get("AGENTMEM_CFLAGS", "").split()
 
 extensions = [
     Extension(
@@ -25,15 +25,15 @@ extensions = [
         include_dirs=[np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=flags,
-        extra_link_args=os.environ.get("AGENTMEM_LDFLAGS", "").split(),
     )
     for name in ("array", "scratch", "model", "belief")
 ]
 
 setup(
+    options={"build": {"build_base": BUILD}},
     ext_modules=cythonize(
         extensions,
-        build_dir="build/cython",
+        build_dir=f"{BUILD}/cython",
         compiler_directives={
             "language_level": "3",
             "boundscheck": CHECKED,
