@@ -10,7 +10,6 @@ import hashlib
 import json
 import mmap
 import os
-import secrets
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -309,7 +308,7 @@ class Model(CoreModel):
         for part in parts:
             checksum.update(part)
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
         try:
             with temporary.open("xb") as file:
                 file.write(PREAMBLE.pack(*facts, checksum.digest()))
