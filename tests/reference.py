@@ -7,6 +7,7 @@ import contextlib
 import gc
 import math
 import os
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -134,9 +135,7 @@ def ring_tables(n_states, n_observations=4, noise=0.1):
     """A walk on a ring, in CSR: stay 0.5, step 0.3 or 0.2; a noisy sensor reads the state's residue."""
     s = np.arange(n_states)
     targets = np.concatenate([s, (s + 1) % n_states, (s - 1) % n_states])
-    T = sparse.csr_matrix(
-        (np.repeat([0.5, 0.3, 0.2], n_states), (np.tile(s, 3), targets)), shape=(n_states, n_states)
-    )
+    T = sparse.csr_matrix((np.repeat([0.5, 0.3, 0.2], n_states), (np.tile(s, 3), targets)), shape=(n_states, n_states))
     Z = np.full((n_states, n_observations), noise / (n_observations - 1))
     Z[s, s % n_observations] = 1 - noise
     return T, Z
@@ -156,7 +155,7 @@ def masses(min_size=1, max_size=70):
 def densities(n_cells):
     """How many of `n_cells` to fill: one, all, and around every change of storage."""
     shares = (0, 0.01, 0.02, 0.03, 0.031, 0.032, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.96, 0.97, 0.98, 0.99, 1)
-    return sorted({max(1, round(share * n_cells)) for share in shares} | {n_cells - 1})
+    return sorted({max(1, round(share * n_cells)) for share in shares} | {max(1, n_cells - 1)})
 
 
 def scattered(rng, n_cells, n_stored, dtype=np.float64):
@@ -251,21 +250,32 @@ def smallest_payload(b):
     return min(payload(b, storage) for storage in ("pairs", "bitmap", "dense"))
 
 
+forget_names = getattr(sys, "_clear_internal_caches", None) or sys._clear_type_cache
+
+
 class Traced:
     """What tracemalloc saw in a block: `kept` bytes still held at its end, `peak` bytes above its start."""
 
     def __enter__(self):
         gc.collect()
         gc.disable()
+        gc.freeze()  # so that collecting in the block is quick
         tracemalloc.start()
-        self._start = tracemalloc.get_traced_memory()[0]
+        self._start = self.held()
         return self
 
+    @staticmethod
+    def held():
+        gc.collect()
+        forget_names()  # the cache of attribute look-ups keeps the strings it was asked with
+        return tracemalloc.get_traced_memory()[0]
+
     def __exit__(self, *_):
-        now, peak = tracemalloc.get_traced_memory()
+        peak = tracemalloc.get_traced_memory()[1]
+        self.kept, self.peak = self.held() - self._start, peak - self._start
         tracemalloc.stop()
+        gc.unfreeze()
         gc.enable()
-        self.kept, self.peak = now - self._start, peak - self._start
 
 
 def same_environment():
