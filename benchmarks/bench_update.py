@@ -4,8 +4,9 @@ Rivals, each as fast as its public interface allows, each returning belief and l
 * dense NumPy: `Tt.dot(b)` with the transposed matrix contiguous (up to 4,000 states);
 * scipy, dense belief: the transposed CSR matrix made once, `Tt @ b`, a dense likelihood column;
 * scipy, sparse belief: a 1 x S CSR row, `row @ T`, the likelihood looked up at its support;
-* python-graphblas: `vxm`, `ewise_mult`, `reduce`, `apply` into one vector, used again; its own threads.
+* python-graphblas: `vxm`, `ewise_mult`, `reduce`, `apply` into one output vector, used again.
 Ours: `SparseBelief.update(..., prune=0.0)` alone; the copies it consumes are made outside the clock.
+Every way has one thread: agents fill the cores, and threads of one way that spin on would slow the next one.
 
 The answers are asserted equal before anything is timed. Every round times all ways in turn, see `harness`.
 Printed last: rival / ours for every case, losses included; which promises hold; time against support at a
@@ -46,6 +47,8 @@ try:
     import graphblas
 except ImportError:
     graphblas = None
+else:
+    graphblas.ss.config["nthreads"] = 1
 
 OURS = "ours"
 RIVALS = NUMPY, SCIPY_DENSE, SCIPY_SPARSE, GRAPHBLAS = "numpy", "scipy dense", "scipy sparse", "graphblas"
@@ -205,9 +208,7 @@ def assert_equal(setting: Setting, steps: dict[str, Step]) -> int:
     joint = setting.place.transition.astype(float).T @ (start / start.sum()) * setting.likelihood
     expected, log_evidence = joint / joint.sum(), math.log(joint.sum())
     ours = our_belief(setting)
-    ours_log_evidence = ours.update(
-        model_of(setting.case.states, setting.case.dtype), 0, setting.reading, prune=0.0
-    )
+    ours_log_evidence = ours.update(model_of(setting.case.states, setting.case.dtype), 0, setting.reading, prune=0.0)
     answers: dict[str, Answer] = {OURS: (ours.to_dense(), ours_log_evidence)}
     for name, step in steps.items():
         posterior, found = step()
@@ -251,15 +252,16 @@ class Race:
     copy_seconds: list[float]
     bytes_touched: int
 
-    def median(self, way: str) -> float:
-        return median(self.seconds[way])
+    def ratios(self, rival: str) -> list[float]:
+        """Rival by ours, a figure a round: what slowed the machine down in a round slowed both."""
+        return [theirs / ours for theirs, ours in zip(self.seconds[rival], self.seconds[OURS], strict=True)]
 
-    def ratio(self, way: str) -> float:
-        return self.median(way) / self.median(OURS)
+    def ratio(self, rival: str) -> float:
+        return median(self.ratios(rival))
 
     @property
     def best_rival(self) -> str:
-        return min((way for way in self.seconds if way != OURS), key=self.median)
+        return min((way for way in self.seconds if way != OURS), key=self.ratio)
 
     @property
     def best_ratio(self) -> float:
@@ -271,11 +273,11 @@ class Race:
 
     @property
     def noise(self) -> float:
-        return max(noise(self.seconds[way]) for way in (OURS, self.best_rival))
+        return noise(self.ratios(self.best_rival))
 
     @property
     def gigabytes_per_second(self) -> float:
-        return self.bytes_touched / self.median(OURS) / 1e9
+        return self.bytes_touched / median(self.seconds[OURS]) / 1e9
 
     @property
     def copy_gigabytes_per_second(self) -> float:
@@ -312,7 +314,8 @@ def race_lines(races: list[Race]) -> list[str]:
             ]
         )
     return [
-        "time of the rival / time of ours (above 1: ours is faster), medians of interleaved rounds",
+        "time of the rival / time of ours (above 1: ours is faster), medians over rounds that time all in turn",
+        "noise: half the interquartile range of best/ours",
         "GB/s: what any update must touch (belief, its rows, likelihood, result) by time; a copy of as much",
         *table(head, rows),
     ]
@@ -357,7 +360,7 @@ def promise_lines(races: list[Race]) -> list[str]:
 def race_record(race: Race) -> dict[str, Any]:
     return {
         **vars(race.case),
-        "microseconds": {way: race.median(way) * 1e6 for way in race.seconds},
+        "microseconds": {way: median(seconds) * 1e6 for way, seconds in race.seconds.items()},
         "not_measured": {way: why for way in RIVALS if (why := why_not(race.case, way))},
         "best_rival": race.best_rival,
         "best_ratio": race.best_ratio,

@@ -64,9 +64,9 @@ def interleaved(
         gc.enable()
 
 
-def noise(seconds: list[float]) -> float:
+def noise(figures: list[float]) -> float:
     """Half the interquartile range as a share of the median."""
-    low, middle, high = quantiles(seconds, n=4)
+    low, middle, high = quantiles(figures, n=4)
     return (high - low) / 2 / middle
 
 
