@@ -244,29 +244,35 @@ def test_no_verb_leaves_anything_behind(storage):
         lambda: pickle.loads(pickle.dumps(b)),
         *calls_that_raise(b, model, other_model),
     ]
-    for number, call in enumerate(calls):
-        for rounds in (5, n_times):  # the first few fill caches
-            with Traced() as traced:
-                for _ in range(rounds):
-                    with contextlib.suppress(TypeError, ValueError):
-                        call()
-        assert traced.kept < 8 * n_times, (number, traced.kept)  # the smallest block is 16 bytes
+
+    def repeat(call, times):
+        for _ in range(times):
+            with contextlib.suppress(TypeError, ValueError):
+                call()
+
+    with Traced() as traced:
+        for number, call in enumerate(calls):
+            repeat(call, 5)  # fills caches
+            before = traced.held()
+            repeat(call, n_times)
+            assert traced.held() - before < 8 * n_times, number  # the smallest block is 16 bytes
 
 
 def test_models_leave_nothing_behind(tmp_path):
     T, Z = reference.ring_tables(100)
     am.Model(T, Z).save(tmp_path / "model")
-    for make in (
+    makers = (
         lambda: am.Model(T, Z),
         lambda: am.Model.open(tmp_path / "model"),
         lambda: am.Model(T, Z).belief(),
-    ):
-        for _ in range(2):
-            with Traced() as traced:
-                for _ in range(50):
-                    make()
-                gc.collect()
-        assert traced.kept < 50 * 64
+    )
+    with Traced() as traced:
+        for make in makers:
+            make()
+            before = traced.held()
+            for _ in range(30):
+                make()
+            assert traced.held() - before < 30 * 64
 
 
 def test_an_opened_model_gives_its_file_back(tmp_path):
