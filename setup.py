@@ -7,7 +7,8 @@ import numpy as np
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-CHECKED = os.environ.get("AGENTMEM_CHECKED") == "1"  # bounds checks; built apart, so that neither build passes for the other
+# Bounds checks; built apart, so that neither build passes for the other.
+CHECKED = os.environ.get("AGENTMEM_CHECKED") == "1"
 BUILD = "build/checked" if CHECKED else "build"
 
 # No fused multiply-add (-ffp-contract=off), so that bits do not depend on the compiler or the processor. Nobody reads

@@ -549,12 +549,17 @@ class _Flat:
 
 def check_scipy(matrix: Any) -> None:
     """ValueError for a scipy.sparse matrix whose indices lie outside it: scipy would follow them."""
+    places: list[Any] = []
+    if matrix.format == "coo":
+        places = list(zip(matrix.coords, matrix.shape, strict=True))
+    elif matrix.format in ("csr", "csc"):
+        places = [(matrix.indices, matrix.shape[-1 if matrix.format == "csr" else 0])]
+    for along, n in places:
+        if len(along) and not 0 <= along.min() <= along.max() < n:
+            wrong = along.min() if along.min() < 0 else along.max()
+            raise ValueError(f"scipy.sparse matrix with index {wrong} given; expected 0 to {n - 1}")
     if hasattr(matrix, "check_format"):
         matrix.check_format(full_check=True)
-    elif matrix.format == "coo" and matrix.nnz:
-        for along, n in zip(matrix.coords, matrix.shape, strict=True):
-            if not 0 <= along.min() <= along.max() < n:
-                raise ValueError(f"coordinates {along.min()} to {along.max()} given; expected 0 to {n - 1}")
 
 
 def storable(values: NDArray[Any]) -> NDArray[Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from agentmem._core import CoreBelief, CoreModel
+from agentmem._ufuncs import one_writer
 from agentmem.array import SparseArray
 from agentmem.errors import ImpossibleObservation
 
@@ -63,7 +64,7 @@ class SparseBelief(CoreBelief, SparseArray):
         if dtype is None:
             given = getattr(array_like, "dtype", None)
             dtype = np.float32 if given == np.float32 else np.float64
-        if np.iscomplexobj(array_like):
+        if not isinstance(array_like, SparseArray) and np.iscomplexobj(array_like):
             raise TypeError("complex values given; expected probabilities")
         super().__init__(array_like, dtype=_belief_dtype(dtype))
         self._require_measure()
@@ -157,9 +158,10 @@ class SparseBelief(CoreBelief, SparseArray):
         largest = float(weights.max(initial=0))
         if not (weights.min(initial=0) >= 0 and largest < math.inf):
             raise ValueError("likelihood with negative or non-finite values given; expected finite ones of at least 0")
-        if sparse:
-            weights = likelihood._lookup(self.indices).astype(np.float64, copy=False)
-        log_evidence = self._correct(np.ascontiguousarray(weights), sparse, largest)
+        with one_writer([self]):
+            if sparse:
+                weights = likelihood._lookup(self.indices).astype(np.float64, copy=False)
+            log_evidence = self._correct(np.ascontiguousarray(weights), sparse, largest)
         if log_evidence is not None:
             return log_evidence
         if on_impossible == "predict":
@@ -371,18 +373,16 @@ class SparseBelief(CoreBelief, SparseArray):
         self, model: CoreModel, action: int, observation: int, on_impossible: OnImpossible, prune: float
     ) -> float:
         """What `update` returns or raises when no probability is left; until here the belief is as before."""
-        likelihood = model.likelihood(action, observation)
         if on_impossible == "predict":
             self.update(model, action, None, prune=prune)
-        elif on_impossible == "likelihood" and likelihood.any():
+            return -math.inf
+        if on_impossible == "likelihood" and (likelihood := model.likelihood(action, observation)).any():
             self._restart(likelihood)
-        else:
-            never = "" if likelihood.any() else " (no state gives this observation after this action)"
-            raise ImpossibleObservation(
-                f"observation {observation} after action {action} is impossible: evidence 0.0{never}; "
-                "see on_impossible= for ways to go on"
-            )
-        return -math.inf
+            return -math.inf
+        raise ImpossibleObservation(
+            f"observation {observation} after action {action} is impossible: evidence 0.0; "
+            "see on_impossible= for ways to go on"
+        )
 
 
 def _extents(shape: Any) -> tuple[int, ...]:

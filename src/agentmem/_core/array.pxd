@@ -2,7 +2,7 @@ cdef class CoreArray:
     cdef object __weakref__
     cdef Py_ssize_t n_cells           # product of the shape
     cdef Py_ssize_t n_stored          # entries that are not zero
-    cdef char* block                  # values, then indices or bits, then all extents but the first
+    cdef char* block                  # values and their places, then all extents but the first
     cdef unsigned char storage        # a Storage
     cdef signed char type_num         # NumPy's number of the dtype
     cdef unsigned char n_axes
@@ -13,6 +13,7 @@ cdef class CoreArray:
 cdef Py_ssize_t item_size(int type_num) noexcept nogil
 cdef Py_ssize_t index_size(Py_ssize_t n_cells) noexcept nogil
 cdef Py_ssize_t index_offset(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil
+cdef Py_ssize_t value_offset(int storage, Py_ssize_t n_cells) noexcept nogil
 cdef int smallest_storage(int now, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil
 cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept nogil
 cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_cells,

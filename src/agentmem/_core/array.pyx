@@ -1,7 +1,7 @@
 """Storage of one sparse array: four forms in one exact block of memory, and the moves between them.
 
-Values come first in the block, then the indices (pairs) or one bit per cell (bitmap), then all extents but
-the first. Nothing here knows arithmetic: `agentmem.array` puts NumPy's protocols on top, `_core.belief` the filter.
+The block holds values and then their indices (pairs), one bit per cell and then values (bitmap), or values alone; then
+all extents but the first. Nothing here knows arithmetic: `agentmem.array` puts NumPy's protocols on top, `_core.belief` the filter.
 """
 cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
@@ -79,8 +79,13 @@ cdef Py_ssize_t index_size(Py_ssize_t n_cells) noexcept nogil:
 
 cdef Py_ssize_t index_offset(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil:
     """Where the indices (pairs) or the bits (bitmap) begin in the block."""
-    cdef Py_ssize_t align = 8 if storage == BITMAP else index_size(n_cells)
-    return (n_stored * item + align - 1) & ~(align - 1)
+    cdef Py_ssize_t align = index_size(n_cells)
+    return 0 if storage == BITMAP else (n_stored * item + align - 1) & ~(align - 1)
+
+
+cdef Py_ssize_t value_offset(int storage, Py_ssize_t n_cells) noexcept nogil:
+    """Where the values begin in the block: behind the bits of a bitmap, so that neither needs padding."""
+    return ((n_cells + 63) >> 6) * 8 if storage == BITMAP else 0
 
 
 cdef Py_ssize_t payload_size(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil:
@@ -88,7 +93,7 @@ cdef Py_ssize_t payload_size(int storage, Py_ssize_t n_stored, Py_ssize_t n_cell
     if storage == PAIRS:
         return index_offset(PAIRS, n_stored, n_cells, item) + n_stored * index_size(n_cells)
     if storage == BITMAP:
-        return index_offset(BITMAP, n_stored, n_cells, item) + ((n_cells + 63) >> 6) * 8
+        return value_offset(BITMAP, n_cells) + n_stored * item
     if storage == DENSE:
         return n_cells * item
     return item
@@ -118,18 +123,14 @@ cdef int n_extents(int n_axes, Py_ssize_t n_cells) noexcept nogil:
 
 cdef Py_ssize_t block_size(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item,
                            int n_axes) noexcept nogil:
-    cdef Py_ssize_t payload = payload_size(storage, n_stored, n_cells, item)
-    cdef int n = n_extents(n_axes, n_cells)
-    return payload if n == 0 else ((payload + 7) & ~7) + n * <Py_ssize_t> sizeof(Py_ssize_t)
+    return payload_size(storage, n_stored, n_cells, item) + n_extents(n_axes, n_cells) * <Py_ssize_t> sizeof(Py_ssize_t)
 
 
-cdef Py_ssize_t* extents_of(CoreArray self) noexcept nogil:
-    """The extents that the block ends with; NULL where there are none."""
-    cdef int n = n_extents(self.n_axes, self.n_cells)
-    if n == 0:
-        return NULL
-    return <Py_ssize_t*> (self.block - n * <Py_ssize_t> sizeof(Py_ssize_t) + block_size(
-        self.storage, self.n_stored, self.n_cells, item_size(self.type_num), self.n_axes))
+cdef void read_extents(CoreArray self, Py_ssize_t* extents) noexcept nogil:
+    """Copy the extents that the block ends with, as many as `n_extents`; they may lie at any address."""
+    if n_extents(self.n_axes, self.n_cells) > 0:
+        memcpy(extents, self.block + payload_size(self.storage, self.n_stored, self.n_cells, item_size(self.type_num)),
+               n_extents(self.n_axes, self.n_cells) * sizeof(Py_ssize_t))
 
 
 cdef char* new_block(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item,
@@ -155,8 +156,7 @@ cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept
     cdef int n = n_extents(self.n_axes, self.n_cells)
     cdef Py_ssize_t[64] extents
     cdef char* block
-    if n > 0:
-        memcpy(extents, extents_of(self), n * sizeof(Py_ssize_t))
+    read_extents(self, extents)
     if self.block == NULL or size > room:  # growing in place would copy the old content
         block = new_block(storage, n_stored, self.n_cells, item, self.n_axes, extents)
         if block == NULL:
@@ -238,7 +238,7 @@ cdef void write_cells(const Py_ssize_t* indices, const char* values, Py_ssize_t 
 cdef void expand(int storage, const char* block, Py_ssize_t n, Py_ssize_t n_cells, cell_t* cells) noexcept nogil:
     """All cells of a block of n entries, zeros included, into `cells`."""
     cdef Py_ssize_t item = sizeof(cell_t), k
-    cdef const cell_t* values = <const cell_t*> block
+    cdef const cell_t* values = <const cell_t*> (block + value_offset(storage, n_cells))
     cdef const char* positions = block + index_offset(storage, n, n_cells, item)
     if storage == DENSE:
         memcpy(cells, block, n_cells * item)
@@ -404,7 +404,7 @@ cdef class CoreArray:
         elif storage == UNIFORM:
             memcpy(block, source, item)
         elif n or storage == BITMAP:
-            memcpy(block, source, n * item)
+            memcpy(block + value_offset(storage, n_cells), source, n * item)
             write_indices(&indices[0] if n else NULL, n, storage, n_cells,
                           block + index_offset(storage, n, n_cells, item))
         take_block(self, block, storage, n, n_cells, n_axes, type_num)
@@ -465,12 +465,12 @@ cdef class CoreArray:
     @property
     def shape(self):
         """Extents, as NumPy's."""
-        cdef Py_ssize_t* extents
+        cdef Py_ssize_t[64] extents
         cdef int n = n_extents(self.n_axes, self.n_cells), axis
         cdef Py_ssize_t first = self.n_cells
         if n > 0:
             check_readable(self)
-        extents = extents_of(self)
+        read_extents(self, extents)
         for axis in range(n):
             first = first // extents[axis] if n < self.n_axes else 0
         stored = tuple([extents[axis] for axis in range(n)])
@@ -561,7 +561,8 @@ cdef class CoreArray:
         else:
             out = cnp.PyArray_SimpleNew(1, &n, self.type_num)
             if n:
-                memcpy(cnp.PyArray_DATA(<cnp.ndarray> out), self.block, n * item_size(self.type_num))
+                memcpy(cnp.PyArray_DATA(<cnp.ndarray> out), self.block + value_offset(self.storage, self.n_cells),
+                       n * item_size(self.type_num))
         out.flags.writeable = False
         return out
 

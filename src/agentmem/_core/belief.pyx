@@ -22,7 +22,8 @@ import operator
 
 import numpy as np
 
-from agentmem._core.array cimport CoreArray, copy_array, index_offset, item_size, make_block, smallest_storage
+from agentmem._core.array cimport (CoreArray, copy_array, index_offset, item_size, make_block, smallest_storage,
+                                   value_offset)
 from agentmem._core.model cimport CoreModel, Table, check_action, check_observation
 from agentmem._core.scratch cimport Workspace, borrow, give_back, make_room
 from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NOT_A_MEASURE, PAIRS, UNIFORM, value_t)
@@ -530,7 +531,7 @@ cdef void read_source(CoreArray self, Source* source) noexcept nogil:
     source.storage = self.storage
     source.n_states = self.n_cells
     source.n_stored = self.n_stored
-    source.mass = self.block
+    source.mass = self.block + value_offset(self.storage, self.n_cells)
     source.support = <const int32_t*> positions
     source.words = <const uint64_t*> positions
 
@@ -672,7 +673,8 @@ cdef class CoreBelief(CoreArray):
     def _correct(self, cnp.ndarray weights not None, bint per_entry, double largest):
         """Multiply by weights (float32 or float64; one per entry or one per cell; the largest given) and normalise.
 
-        Returns the log-evidence, or None where no probability is left (then the belief is as before).
+        The caller is inside as the one writer. Returns the log-evidence, or None where no probability is left (then the
+        belief is as before).
         """
         cdef Posterior posterior
         cdef Workspace* w
@@ -687,6 +689,9 @@ cdef class CoreBelief(CoreArray):
         frexp(largest, &exponent)
         exponent = max(-1000, min(1000, exponent))
         scale = ldexp(1.0, -exponent)
+        if self.writing != 1:
+            raise RuntimeError("belief corrected by a thread that has not entered as its writer")
+        self.writing = 0  # no other thread runs before it is set again
         begin(self)
         w = listing_workspace(self)
         if self.n_stored < RELEASE_FROM:
@@ -695,7 +700,7 @@ cdef class CoreBelief(CoreArray):
             with nogil:
                 status = revise(self, w, cnp.PyArray_DATA(weights), wide, per_entry, scale, &posterior)
         give_back(w)
-        self.writing = 0
+        self.writing = 1
         if status == 0:
             return log_ratio(posterior.total, posterior.source_total) + exponent * LOG_2
         if status == NO_EVIDENCE:
@@ -791,6 +796,7 @@ cdef int emit(CoreBelief self, Workspace* w, const Posterior* posterior, double 
     cdef int storage, status = 0
     cdef char* block = NULL
     cdef char* positions
+    cdef char* values
     cdef bint wide = self.type_num == cnp.NPY_DOUBLE
     if not isfinite(posterior.total) or not isfinite(posterior.source_total):
         status = NOT_A_MEASURE
@@ -811,10 +817,11 @@ cdef int emit(CoreBelief self, Workspace* w, const Posterior* posterior, double 
             memset(w.sums, 0, n_cells * sizeof(double))
         return status
     positions = block + index_offset(storage, kept, n_cells, item_size(self.type_num))
+    values = block + value_offset(storage, n_cells)
     if wide:
-        write(<double*> block, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
+        write(<double*> values, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
     else:
-        write(<float*> block, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
+        write(<float*> values, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
     self.is_measure = True
     if relative > 0:
         self.pruned_mass += max(0.0, (posterior.total - kept_mass) / posterior.total)

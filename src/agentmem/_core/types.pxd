@@ -15,7 +15,7 @@ ctypedef fused index_t:
 
 cdef enum Storage:
     PAIRS = 0    # values, then sorted indices
-    BITMAP = 1   # values, then one bit per cell
+    BITMAP = 1   # one bit per cell, then values
     DENSE = 2    # one value per cell
     UNIFORM = 3  # one value for all cells
 
