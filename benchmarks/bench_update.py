@@ -54,8 +54,9 @@ OURS = "ours"
 RIVALS = NUMPY, SCIPY_DENSE, SCIPY_SPARSE, GRAPHBLAS = "numpy", "scipy dense", "scipy sparse", "graphblas"
 NUMPY_UP_TO = 4_000
 LOSS = 0.9
-# It adds float32 up in float32, one after the other; in double that takes it up to 20 times as long.
-GRAPHBLAS_SINGLE = 1e-3
+# It adds float32 up one after the other in float32: 0.4 % off at 500,000 states. Adding in double takes it up to
+# 20 times as long, so it may keep its error.
+GRAPHBLAS_SINGLE = 1e-2
 CURVE = [(1_000_000, k) for k in (1, 10, 100, 1_000, 10_000, 100_000, 250_000, 500_000, 1_000_000)]
 CURVE += [(100_000, 1_000), (10_000, 1_000)]
 CALLS = {"copy and update": 0.0, "copy and update with default pruning": None}
