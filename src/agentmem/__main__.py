@@ -1,3 +1,5 @@
+"""python -m agentmem: the command line."""
+
 from agentmem.cli import main
 
 main()

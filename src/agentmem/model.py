@@ -88,7 +88,7 @@ class Model(CoreModel):
     >>> import agentmem as am
     >>> stay, swap = [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]
     >>> am.Model([stay, swap], [[0.8, 0.2], [0.3, 0.7]])
-    Model(n_states=2, n_actions=2, n_observations=2, dtype=float64, density=0.5, nbytes=1116)
+    Model(n_states=2, n_actions=2, n_observations=2, dtype=float64, density=0.5, nbytes=528)
     """
 
     __slots__ = ("_digest", "_header", "_initial", "_nbytes", "_tables")

@@ -693,7 +693,7 @@ cdef class CoreBelief(CoreArray):
             raise RuntimeError("belief corrected by a thread that has not entered as its writer")
         self.writing = 0  # no other thread runs before it is set again
         begin(self)
-        w = listing_workspace(self)
+        w = listing_workspace(self, self.n_stored)
         if self.n_stored < RELEASE_FROM:
             status = revise(self, w, cnp.PyArray_DATA(weights), wide, per_entry, scale, &posterior)
         else:
@@ -713,7 +713,7 @@ cdef class CoreBelief(CoreArray):
         cdef Workspace* w
         cdef int status
         begin(self)
-        w = listing_workspace(self)
+        w = listing_workspace(self, 0 if self.storage == UNIFORM else self.n_stored)
         if self.n_stored < RELEASE_FROM:
             status = revise(self, w, NULL, True, False, 1.0, &posterior)
         else:
@@ -730,10 +730,10 @@ cdef class CoreBelief(CoreArray):
         return check_measure(self)
 
 
-cdef Workspace* listing_workspace(CoreBelief self) except NULL:
-    """A workspace with room for every entry of `self`, which `begin` has entered."""
+cdef Workspace* listing_workspace(CoreBelief self, Py_ssize_t n_entries) except NULL:
+    """A workspace with room for so many entries of `self`, which `begin` has entered."""
     cdef Workspace* w = borrow(0)
-    if w != NULL and make_room(w, self.n_stored):
+    if w != NULL and make_room(w, n_entries):
         return w
     if w != NULL:
         give_back(w)
