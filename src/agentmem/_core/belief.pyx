@@ -149,10 +149,11 @@ cdef inline Py_ssize_t push_rows(const value_t* mass, const int32_t* support, Py
             continue
         for e in range(start, end):
             target = columns[e]
-            word = touched[target >> 6]
-            if word == 0:
-                summary[target >> 12] |= (<uint64_t> 1) << ((target >> 6) & 63)
-            touched[target >> 6] = word | (<uint64_t> 1) << (target & 63)
+            if sums[target] == 0:  # not met before, or to no effect: only then look at the marks
+                word = touched[target >> 6]
+                if word == 0:
+                    summary[target >> 12] |= (<uint64_t> 1) << ((target >> 6) & 63)
+                touched[target >> 6] = word | (<uint64_t> 1) << (target & 63)
             sums[target] += p * values[e]
     source_total[0] = total
     return met
