@@ -54,8 +54,8 @@ def update(p, T, Z, observation):
 
 def prune(p, *, relative=None, absolute=None, mass=None, max_states=None):
     """What is left of p, normalised (None: nothing), and the share dropped. Of equals the last goes first."""
-    p = normalized(p).ravel()
-    order = sorted(np.flatnonzero(p), key=lambda i: (p[i], -i))
+    masses, p = np.ravel(p), normalized(p).ravel()
+    order = sorted(np.flatnonzero(masses), key=lambda i: (masses[i], -i))
     keep = {int(i) for i in order}
     dropped_so_far = 0.0
     for rank, i in enumerate(order):
@@ -95,9 +95,9 @@ def mode(p):
 
 
 def top(p, k):
-    flat = normalized(p).ravel()
-    order = sorted(np.flatnonzero(flat), key=lambda i: (-flat[i], i))[:k]
-    return np.array(order, dtype=np.intp), flat[order]
+    masses = np.ravel(p)
+    order = sorted(np.flatnonzero(masses), key=lambda i: (-masses[i], i))[:k]
+    return np.array(order, dtype=np.intp), normalized(masses)[order]
 
 
 def marginal(p, kept):
