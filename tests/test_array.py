@@ -401,3 +401,9 @@ def test_a_second_writer_is_told():
     same(x, np.ones(10))
     x[0] = 5
     assert x[0] == 5
+
+
+def test_libraries_that_ask_for_values_first_ask_for_to_numpy():
+    """matplotlib takes `values` of what is no ndarray, unless it has `to_numpy`."""
+    x = SparseArray([0.0, 0.25, 0.0, 0.75])
+    assert x.to_numpy().tolist() == [0.0, 0.25, 0.0, 0.75]

@@ -251,6 +251,10 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         entries = sparse.coo_array((self.values, coords), self.shape)
         return entries.tocsr() if self.ndim == 2 else entries
 
+    def to_numpy(self) -> NDArray[Any]:
+        """As `to_dense`, under the name that matplotlib asks for; without it, it would plot `values`."""
+        return self.to_dense()
+
     @property
     def strides(self) -> tuple[int, ...]:
         """Those of the dense form."""

@@ -43,9 +43,11 @@ class SparseBelief(CoreBelief, SparseArray):
     Notes
     -----
     As an array it takes part in everything an ndarray does (see `SparseArray`) and may then hold any values; the verbs
-    ask for a measure again. A verb that raises leaves the belief bit for bit as it was. One thread at a time: a second
-    one that reads or writes a belief inside a long verb gets RuntimeError. Beliefs of one model may be stepped on as
-    many threads as there are.
+    ask for a measure again. ``b * 2`` and ``np.sqrt(b)`` are beliefs, but ``b + 0.1`` is an ndarray, as is all that
+    makes something of zero; ``b += 0.1`` changes the belief.
+
+    A verb that raises leaves the belief bit for bit as it was. One thread at a time: a second one that reads or writes
+    a belief inside a long verb gets RuntimeError. Beliefs of one model may be stepped on as many threads as there are.
 
     Examples
     --------
@@ -124,7 +126,7 @@ class SparseBelief(CoreBelief, SparseArray):
 
         Parameters
         ----------
-        likelihood : array_like or SparseArray, (size,) or of the belief's shape
+        likelihood : array_like, scipy.sparse array or SparseArray, (size,) or of the belief's shape
             P(observation | state): finite and not negative; its scale is up to the caller and part of the evidence.
         on_impossible : {"raise", "predict", "likelihood"}
             When likelihood and belief have no state in common: raise, keep the belief, or restart from the likelihood.
@@ -149,6 +151,8 @@ class SparseBelief(CoreBelief, SparseArray):
             raise ValueError(f"on_impossible={on_impossible!r} given; expected 'raise', 'predict' or 'likelihood'")
         if np.shape(likelihood) not in (self.shape, (self.size,)):
             raise ValueError(f"likelihood of shape {np.shape(likelihood)} given; expected {self.shape}")
+        if hasattr(likelihood, "tocoo"):
+            likelihood = SparseArray(likelihood)
         sparse = isinstance(likelihood, SparseArray)
         weights = likelihood.values if sparse else np.asarray(likelihood).ravel()
         if weights.dtype.kind not in "biuf":
@@ -157,7 +161,11 @@ class SparseBelief(CoreBelief, SparseArray):
             weights = weights.astype(np.float64)
         largest = float(weights.max(initial=0))
         if not (weights.min(initial=0) >= 0 and largest < math.inf):
-            raise ValueError("likelihood with negative or non-finite values given; expected finite ones of at least 0")
+            wrong = np.flatnonzero(~((weights >= 0) & (weights < math.inf)))[0]
+            at = likelihood.indices[wrong] if sparse else wrong
+            raise ValueError(
+                f"likelihood with {weights[wrong]} at index {at} given; expected finite values of at least 0"
+            )
         with one_writer([self]):
             if sparse:
                 weights = likelihood._lookup(self.indices).astype(np.float64, copy=False)
@@ -170,7 +178,9 @@ class SparseBelief(CoreBelief, SparseArray):
         if on_impossible == "likelihood" and largest > 0:
             self._restart(np.asarray(likelihood, dtype=np.float64).ravel())
             return -math.inf
-        raise ImpossibleObservation("the likelihood is zero wherever the belief is not: evidence 0.0")
+        raise ImpossibleObservation(
+            "the likelihood is zero wherever the belief is not: evidence 0.0; see on_impossible= for ways to go on"
+        )
 
     def prune(
         self,

@@ -57,7 +57,7 @@ class Model(CoreModel):
     observation : (S, O) matrix, or one per action; dense or scipy.sparse
         Rows are the next state s' and sum to 1.
     initial : (S,) array_like or SparseBelief, optional
-        Prior over states; uniform if None.
+        Prior over states before the first transition, since `SparseBelief.update` predicts first; uniform if None.
     dtype : {float64, float32}
         Of the stored probabilities, and so of the beliefs.
     drop_below : float
@@ -112,6 +112,8 @@ class Model(CoreModel):
         dtype = np.dtype(dtype)
         if dtype not in (np.float32, np.float64):
             raise TypeError(f"dtype {dtype} given; a model is float32 or float64")
+        if not 0 <= row_tolerance < 1:
+            raise ValueError(f"row_tolerance={row_tolerance!r} given; expected at least 0 and below 1")
         if not 0 <= drop_below < 1:
             raise ValueError(f"drop_below={drop_below!r} given; expected at least 0 and below 1")
         transitions, observations = _matrices(transition, "transition"), _matrices(observation, "observation")
@@ -155,6 +157,7 @@ class Model(CoreModel):
     def from_pymdp(cls, A: Any, B: Any, D: Any = None, *, dtype: DTypeLike = np.float64) -> Self:
         """A model from pymdp's layout: A (O, S), B (S', S, U), D (S,); also as pymdp's lists of one modality or factor.
 
+        D is the belief at the first observation: begin with ``belief.correct(model.likelihood(0, first))``.
         Raises ValueError for several modalities or factors.
         """
         likelihood, transition = _only(A, "A", "modalities"), _only(B, "B", "factors")
@@ -170,7 +173,11 @@ class Model(CoreModel):
 
     @classmethod
     def from_hmm(cls, startprob: ArrayLike, transmat: Any, emissionprob: Any, *, dtype: DTypeLike = np.float64) -> Self:
-        """A model of one action from hmmlearn's `startprob_`, `transmat_` and `emissionprob_`."""
+        """A model of one action from hmmlearn's `startprob_`, `transmat_` and `emissionprob_`.
+
+        There the start is the belief at the first observation, before any transition: begin with
+        ``belief.correct(model.likelihood(0, first))`` and go on with `update`.
+        """
         return cls([transmat], emissionprob, startprob, dtype=dtype)
 
     @classmethod
@@ -323,6 +330,7 @@ class Model(CoreModel):
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open a saved model memory-mapped and read-only, so that all processes of a machine share one copy.
 
+        Give other processes the path, not the model: a pickled model carries its content.
         The checksum and every index are checked, which reads the file once. Raises CorruptData for a file that is
         truncated, damaged, of another version, or no model.
         """
@@ -408,7 +416,10 @@ def _checked_rows(
     from scipy.sparse import csr_matrix
 
     if matrix.shape != shape:
-        raise ValueError(f"{where}: shape {matrix.shape} given; expected {shape}")
+        raise ValueError(
+            f"{where}: shape {matrix.shape} given; expected {shape}, rows being the current state "
+            "(pymdp's layout goes through Model.from_pymdp)"
+        )
     if np.iscomplexobj(matrix) or matrix.dtype.kind not in "biuf":
         raise TypeError(f"{where}: dtype {matrix.dtype} given; expected real numbers")
     if _is_sparse(matrix):
@@ -427,7 +438,7 @@ def _checked_rows(
     if len(off := np.flatnonzero(~(np.abs(sums - 1) <= row_tolerance))):
         raise ValueError(
             f"{where}, state {off[0]}: row sums to {sums[off[0]]:.12g}; expected 1 within {row_tolerance:g} "
-            f"({len(off)} such rows)"
+            f"({len(off)} such rows of {len(sums)} here{_transposed(rows, row_tolerance)})"
         )
     small = rows.data < drop_below
     if not small.any():
@@ -439,6 +450,11 @@ def _checked_rows(
         raise ValueError(f"{where}, state {empty[0]}: drop_below={drop_below:g} would drop the whole row")
     rows.data /= np.repeat(kept / sums, np.diff(rows.indptr))
     return rows, (int(small.sum()), float((sums - kept).max()))
+
+
+def _transposed(rows: csr_matrix, tolerance: float) -> str:
+    columns = np.asarray(rows.sum(axis=0)).ravel()
+    return "; all columns sum to 1: transposed?" if (np.abs(columns - 1) <= tolerance).all() else ""
 
 
 def _table(rows: csr_matrix, dtype: np.dtype[Any], transposed: bool) -> Table:

@@ -338,9 +338,9 @@ cdef int check_readable(CoreArray self) except -1:
 
 
 cdef CoreArray copy_array(CoreArray self):
-    check_readable(self)
     cdef CoreArray other = new_like(<PyObject*> self)
     cdef Py_ssize_t size
+    check_readable(self)  # after the allocation, which may let another thread run
     if self.block != NULL:
         size = block_size(self.storage, self.n_stored, self.n_cells, item_size(self.type_num), self.n_axes)
         other.block = <char*> PyMem_RawMalloc(size)

@@ -579,7 +579,7 @@ cdef class CoreBelief(CoreArray):
         other.pruned_mass = self.pruned_mass
         return other
 
-    def update(self, CoreModel model not None, action, observation, *, prune=None, str on_impossible not None="raise"):
+    def update(self, model, action, observation, *, prune=None, str on_impossible not None="raise"):
         """One filter step in place: predict, correct, normalise, prune.
 
         Parameters
@@ -620,6 +620,7 @@ cdef class CoreBelief(CoreArray):
         cdef Posterior posterior
         cdef Workspace* w
         cdef Table* T
+        cdef CoreModel tables = as_model(model)
         cdef Py_ssize_t a = as_index(action, "action"), o = 0
         cdef double relative = self.relative if prune is None else share(prune, "prune"), entries
         cdef int status
@@ -629,20 +630,21 @@ cdef class CoreBelief(CoreArray):
             o = as_index(observation, "observation")
         if on_impossible != "raise" and on_impossible != "predict" and on_impossible != "likelihood":
             raise ValueError(f"on_impossible={on_impossible!r} given; expected 'raise', 'predict' or 'likelihood'")
-        check_action(model, a)
+        check_action(tables, a)
         if L.given:
-            check_observation(model, o)
-        if self.type_num != model.type_num:
-            raise TypeError(f"belief of {self.dtype} given with a model of {model.dtype}; expected the same dtype")
-        if self.n_cells != model.n_states:
-            raise ValueError(f"belief of {self.n_cells} states given with a model of {model.n_states}")
+            check_observation(tables, o)
+        if self.type_num != tables.type_num:
+            raise TypeError(f"belief of {self.dtype} given with a model of {tables.dtype}; expected the same dtype: "
+                            f"see Model(dtype=) and belief.astype({tables.dtype})")
+        if self.n_cells != tables.n_states:
+            raise ValueError(f"belief of {self.n_cells} states given with a model of {tables.n_states}")
         begin(self)
 
-        T = &model.tables[model.transition_of[a]]
+        T = &tables.tables[tables.transition_of[a]]
         read_source(self, &source)
         L.states, L.values, L.exponent, L.n = NULL, NULL, 0, 0
         if L.given:
-            read_likelihood(model, a, o, &L)
+            read_likelihood(tables, a, o, &L)
         entries = (<double> self.n_stored) * T.n_entries / T.n_rows
         marked = T.offsets != NULL and self.storage <= BITMAP and entries < MARK_BELOW * self.n_cells
         w = borrow(self.n_cells)
@@ -664,7 +666,7 @@ cdef class CoreBelief(CoreArray):
             return self._on_impossible(model, a, o, on_impossible, relative)
         raise_status(status)
 
-    def predict(self, CoreModel model not None, action):
+    def predict(self, model, action):
         """Replace the belief by its prediction: b'(s') = sum_s T(s' | s, action) b(s), normalised, nothing pruned.
 
         See `update`, of which this is the first half.
@@ -886,8 +888,18 @@ cdef Py_ssize_t as_index(value, str name) except? -1:
         raise ValueError(f"{name} {value!r} given; no model has so many") from None
 
 
+cdef CoreModel as_model(value):
+    if not isinstance(value, CoreModel):
+        raise TypeError(f"model of type {type(value).__name__} given; expected an agentmem.Model")
+    return value
+
+
 cdef double share(value, str name) except -1.0:
-    cdef double number = value
+    cdef double number
+    try:
+        number = value
+    except TypeError:
+        raise TypeError(f"{name}={value!r} given; expected a number") from None
     if not 0 <= number < 1:
         raise ValueError(f"{name}={value!r} given; expected at least 0 and below 1")
     return number

@@ -108,7 +108,8 @@ def make_env(name: str) -> tuple[Any, sparse.csr_array]:
             for spec in gymnasium.registry.values()
             if spec.namespace is None and spec.name in ENVIRONMENTS
         ]
-        raise ValueError(f"no environment {name!r}; choose from {', '.join([*ENVIRONMENTS, *known])}")
+        choice = ", ".join([*ENVIRONMENTS, *known])
+        raise ValueError(f"no environment {name!r} with a transition table and a sensor; choose from {choice}")
     newest = max(specs, key=lambda spec: spec.version or 0)
     options = {"is_slippery": True} if short == "CliffWalking" else {}
     env = gymnasium.make(newest.id, **options)
