@@ -650,9 +650,7 @@ def test_correct_by_nothing_raises(mode):
 @fast
 @given(masses(), any_dtype, st.sampled_from([1.0, 0.25, 1e-10, 1e10]))
 def test_normalize_returns_what_the_belief_summed_to(p, dtype, scale):
-    mass = (p * scale).astype(dtype)
-    assume(mass.any())  # float32 holds no 1e-50
-    b = am.SparseBelief(mass)
+    b = am.SparseBelief((p * scale).astype(dtype))
     total = b.to_dense().astype(np.float64).sum()
     expected = reference.normalized(b.to_dense())
     assert b.normalize() == pytest.approx(total, rel=1e-13)
@@ -1193,8 +1191,8 @@ BAD_CALLS = {
     "prune 1": (lambda b, m: b.update(m, 0, 0, prune=1), ValueError, "prune=1"),
     "prune NaN": (lambda b, m: b.update(m, 0, 0, prune=math.nan), ValueError, "prune=nan"),
     "prune inf": (lambda b, m: b.update(m, 0, 0, prune=math.inf), ValueError, "prune=inf"),
-    "prune 'x'": (lambda b, m: b.update(m, 0, 0, prune="x"), TypeError, "str"),
-    "prune array": (lambda b, m: b.update(m, 0, 0, prune=[0.1]), TypeError, "list"),
+    "prune 'x'": (lambda b, m: b.update(m, 0, 0, prune="x"), TypeError, "prune='x'"),
+    "prune array": (lambda b, m: b.update(m, 0, 0, prune=[0.1]), TypeError, r"prune=\[0\.1\]"),
     "on_impossible 'no'": (lambda b, m: b.update(m, 0, 0, on_impossible="no"), ValueError, "'no'"),
     "on_impossible ''": (lambda b, m: b.update(m, 0, 0, on_impossible=""), ValueError, "''"),
     "on_impossible None": (lambda b, m: b.update(m, 0, 0, on_impossible=None), TypeError, "None"),
