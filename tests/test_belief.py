@@ -1344,3 +1344,36 @@ def test_a_subclass_stays_itself(rings):
     b = Subclass.point(N, 3)
     b.update(rings[np.float64], 0, 3)
     assert type(b) is type(b.copy()) is type(pickle.loads(pickle.dumps(b))) is Subclass
+
+
+@pytest.mark.parametrize(
+    ("p", "likelihood", "log_evidence"),
+    [([0, 1], [1e300, 1e-300], -690.7755278982137), ([1e-300, 0], [1e-300, 1.0], -690.7755278982137)],
+)
+def test_what_is_possible_stays_possible_at_any_scale(p, likelihood, log_evidence):
+    b = am.SparseBelief(p)
+    assert b.correct(likelihood) == pytest.approx(log_evidence, rel=1e-14)
+    assert b.to_dense().tolist() == [float(x > 0) for x in p]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-305, 5e-324])
+def test_an_update_counts_a_tiny_belief_as_normalised(scale):
+    model = am.Model([[0.1, 0.9], [0.5, 0.5]], [[1e-20, 1 - 1e-20], [0.5, 0.5]])
+    b, plain = am.SparseBelief([scale, 0]), am.SparseBelief([1.0, 0])
+    assert b.update(model, 0, 0, prune=0.0) == pytest.approx(plain.update(model, 0, 0, prune=0.0), rel=1e-14)
+    assert b.to_dense() == pytest.approx(plain.to_dense(), rel=1e-14)
+
+
+def test_pruning_by_mass_keeps_the_largest():
+    b = am.SparseBelief.uniform(10)
+    assert b.prune(mass=1.0) == pytest.approx(0.9)
+    assert b.to_dense().tolist() == [1.0] + [0.0] * 9
+
+
+def test_a_copy_by_a_strange_subclass_is_refused():
+    class Strange(am.SparseBelief):
+        def __new__(cls, *args, **kwargs):
+            return super().__new__(cls) if args else 5
+
+    with pytest.raises(TypeError):
+        Strange([0.5, 0.5]).copy()

@@ -13,7 +13,7 @@ from scipy import sparse
 
 import agentmem as am
 import reference
-from agentmem._core import release_scratch, scratch_nbytes
+from agentmem._core import one_writer, release_scratch, scratch_nbytes
 from reference import DTYPES, Traced, bits, content, payload, scattered, smallest_payload, unchanged
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -328,13 +328,12 @@ WRITES = {
 def test_a_second_writer_is_refused_and_the_first_goes_on(call):
     model = am.Model(*reference.ring_tables(640))
     b = am.SparseBelief(scattered(np.random.default_rng(2), 640, 300))
-    b._begin_write()
-    before = bits(b)
-    for _ in range(2):  # the first refusal does not let the second in
-        with pytest.raises(RuntimeError, match="writer"):
-            call(b, model)
-    assert bits(b) == before
-    b._end_write()
+    with one_writer([b]):
+        before = bits(b)
+        for _ in range(2):  # the first refusal does not let the second in
+            with pytest.raises(RuntimeError, match="writer"):
+                call(b, model)
+        assert bits(b) == before
     call(b, model)
     b._check()
 
@@ -342,11 +341,10 @@ def test_a_second_writer_is_refused_and_the_first_goes_on(call):
 def test_readers_need_not_wait_for_a_writer():
     b = am.SparseBelief(scattered(np.random.default_rng(2), 640, 300))
     before = bits(b), b.to_dense().tobytes()
-    b._begin_write()
-    assert (bits(b), b.to_dense().tobytes()) == before
-    assert bits(b.copy()) == before[0]
-    b.copy().normalize()
-    b._end_write()
+    with one_writer([b]):
+        assert (bits(b), b.to_dense().tobytes()) == before
+        assert bits(b.copy()) == before[0]
+        b.copy().normalize()
 
 
 @pytest.mark.parametrize("spoil", [None, lambda b: b.__setitem__(0, np.nan)], ids=["sound", "no measure"])
@@ -358,8 +356,18 @@ def test_a_writer_leaves_whether_it_succeeds_or_not(call, spoil):
         spoil(b)
     with contextlib.suppress(ValueError):
         call(b, model)
-    b._begin_write()
-    b._end_write()
+    with one_writer([b]):
+        pass
+
+
+def test_a_writer_that_is_interrupted_or_dropped_leaves():
+    b = am.SparseBelief([0.5, 0.5])
+    inside = one_writer([b, b, None])
+    inside.__enter__()
+    with pytest.raises(RuntimeError, match="writer"):
+        b.normalize()
+    del inside
+    b.normalize()
 
 
 def in_threads(*functions):

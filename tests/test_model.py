@@ -1086,3 +1086,24 @@ def test_from_buffers_checks_as_open_does():
     buffers["transition.0.columns"][5] = 40
     with pytest.raises(ValueError, match="row 5"):
         am.Model.from_buffers(header, buffers)
+
+
+def test_arrays_that_somebody_can_write_are_copied():
+    buffers = {name: array.copy() for name, array in model_of_two().buffers().items()}
+    model = am.Model.from_buffers(model_of_two().header, buffers)
+    digest = model.digest
+    for array in buffers.values():
+        array[:] = 1
+    again = am.Model.from_buffers(model.header, model.buffers())
+    assert again.digest == digest
+    with pytest.raises(ValueError, match=r"writ|WRITEABLE"):
+        model.buffers()["transition.0.values"].flags.writeable = True
+
+
+def test_a_deep_copy_shares_the_model():
+    model = model_of_two()
+    assert copy.deepcopy({"model": model})["model"] is model
+
+
+def model_of_two():
+    return am.Model([[0.9, 0.1], [0.2, 0.8]], [[0.7, 0.3], [0.1, 0.9]])

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from agentmem._core import CoreArray
+from agentmem._core import CoreArray, one_writer
 from agentmem._positions import (
     coordinates,
     flatten,
     normalize_axes,
     sort_pairs,
 )
-from agentmem._ufuncs import STORABLE, call_dense, contract, group_entries, most_derived, one_writer
+from agentmem._ufuncs import STORABLE, call_dense, contract, group_entries, most_derived
 
 SPARSE: dict[Any, Callable[..., Any]] = {}  # functions that return None where they need dense copies
 CHANGES_FIRST = (np.put, np.place, np.putmask, np.copyto, np.fill_diagonal, np.put_along_axis)

@@ -8,13 +8,12 @@ the kinds of its operands, not on values. Where the values of a dense operand ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from agentmem._core import CoreArray
+from agentmem._core import CoreArray, one_writer
 from agentmem._positions import broadcast_pairs, cells_at, coordinates, flatten, merge, normalize_axes
 
 STORABLE = frozenset("?bBhHiIlLqQefd")  # the dtypes that an array may keep
@@ -44,20 +43,6 @@ def densify(value: Any) -> Any:
     if type(value) is dict:
         return {k: densify(v) for k, v in value.items()}
     return value
-
-
-@contextmanager
-def one_writer(arrays: Iterable[Any]) -> Iterator[None]:
-    """Be the one writer of these arrays; RuntimeError if another thread is in one of them."""
-    entered = []
-    try:
-        for x in {id(a): a for a in arrays if isinstance(a, CoreArray)}.values():
-            x._begin_write()
-            entered.append(x)
-        yield
-    finally:
-        for x in entered:
-            x._end_write()
 
 
 def call_dense(function: Callable[..., Any], args: Any, kwargs: Any, changed: Iterable[Any] = ()) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from agentmem import _functions
-from agentmem._core import CoreArray
+from agentmem._core import CoreArray, one_writer
 from agentmem._positions import (
     basic_ranges,
     coordinates,
@@ -26,7 +26,7 @@ from agentmem._positions import (
     stand_in,
     strides_of,
 )
-from agentmem._ufuncs import STORABLE, call_dense, call_ufunc, densify, one_writer
+from agentmem._ufuncs import STORABLE, call_dense, call_ufunc, densify
 
 NO_POSITIONS = np.zeros(0, np.intp)
 
@@ -71,8 +71,9 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
     def __init__(self, array_like: Any, *, dtype: DTypeLike | None = None) -> None:
         if isinstance(array_like, CoreArray):
-            values = array_like.values if dtype is None else array_like.values.astype(dtype)
-            self._become(array_like.shape, array_like.indices, values)
+            moment = array_like.copy()
+            values = moment.values if dtype is None else moment.values.astype(dtype)
+            self._become(moment.shape, moment.indices, values)
         elif hasattr(array_like, "tocoo"):
             check_scipy(array_like)
             entries = array_like.tocoo(copy=True)
@@ -339,8 +340,9 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
             if isinstance(picked, np.generic):
                 return cells[0]
             return self._from_cells(cells.reshape(picked.shape))
-        is_picked, positions = picked_entries(ranges, self.indices, self.shape)
-        return self._from_pairs(picked.shape, *sort_pairs(positions, self.values[is_picked]))
+        moment = self.copy()  # indices and values that belong together, whatever other threads do
+        is_picked, positions = picked_entries(ranges, moment.indices, self.shape)
+        return self._from_pairs(picked.shape, *sort_pairs(positions, moment.values[is_picked]))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         with one_writer([self]):

@@ -14,8 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from agentmem._core import CoreBelief, CoreModel
-from agentmem._ufuncs import one_writer
+from agentmem._core import CoreBelief, CoreModel, one_writer
 from agentmem.array import SparseArray
 from agentmem.errors import ImpossibleObservation
 
@@ -169,14 +168,15 @@ class SparseBelief(CoreBelief, SparseArray):
         with one_writer([self]):
             if sparse:
                 weights = likelihood._lookup(self.indices).astype(np.float64, copy=False)
-            log_evidence = self._correct(np.ascontiguousarray(weights), sparse, largest)
+            log_evidence = self._correct(np.ascontiguousarray(weights), sparse)
         if log_evidence is not None:
             return log_evidence
         if on_impossible == "predict":
             self.normalize()
             return -math.inf
         if on_impossible == "likelihood" and largest > 0:
-            self._restart(np.asarray(likelihood, dtype=np.float64).ravel())
+            at = likelihood.indices if sparse else np.flatnonzero(weights)
+            self._restart(at, likelihood.values if sparse else weights[at])
             return -math.inf
         raise ImpossibleObservation(
             "the likelihood is zero wherever the belief is not: evidence 0.0; see on_impossible= for ways to go on"
@@ -223,8 +223,7 @@ class SparseBelief(CoreBelief, SparseArray):
         if relative is absolute is mass is max_states is None:
             relative = self.prune_below
         self._require_measure()
-        self._begin_write()
-        try:
+        with one_writer([self]):
             indices, p = self.indices, self._probabilities()
             keep = np.ones(len(p), dtype=bool)
             if relative is not None:
@@ -232,12 +231,12 @@ class SparseBelief(CoreBelief, SparseArray):
             if absolute is not None:
                 keep &= p >= absolute
             if mass is not None or max_states is not None:
-                descending = np.argsort(-p, kind="stable")
+                descending = np.argsort(-self.values, kind="stable")
                 if max_states is not None:
                     keep[descending[max_states:]] = False
                 if mass is not None:
                     ascending = descending[::-1]
-                    keep[ascending[np.cumsum(p[ascending]) < mass]] = False
+                    keep[ascending[:-1][np.cumsum(p[ascending[:-1]]) < mass]] = False
             if not keep.any():
                 raise ValueError(f"pruning would drop every state; the largest has probability {p.max():.6g}")
             left = np.where(keep, p / p[keep].sum(), 0).astype(self.dtype)
@@ -247,8 +246,6 @@ class SparseBelief(CoreBelief, SparseArray):
             dropped = float(p[~keep].sum())
             self.pruned_mass += dropped
             return dropped
-        finally:
-            self._end_write()
 
     # ---- queries
 
@@ -268,21 +265,26 @@ class SparseBelief(CoreBelief, SparseArray):
 
     def kl_divergence(self, q: Any) -> float:
         """KL divergence of this belief from q in nats: sum p log(p / q); inf where q rules out what p does not."""
-        p, (mass, total) = self._probabilities(), self._other(q)
+        indices, p = self._distribution()
+        mass, total = self._other(q, indices)
         p, mass = p[p > 0], mass[p > 0]
         with np.errstate(divide="ignore"):  # logs apart: p / q may overflow
             return float((p * (np.log(p) - np.log(mass) + math.log(total))).sum())
 
     def total_variation(self, q: Any) -> float:
         """Half the L1 distance between this belief and q, both normalised: 0 for equal, 1 for disjoint ones."""
-        p, (mass, total) = self._probabilities(), self._other(q)
+        indices, p = self._distribution()
+        mass, total = self._other(q, indices)
         at_support = mass / total
         return float(0.5 * (np.abs(p - at_support).sum() + max(0.0, 1 - at_support.sum())))
 
     def mode(self) -> int:
         """Flat index of the most probable state (of equals, the lowest)."""
         self._require_measure()
-        return 0 if self.storage == "uniform" else int(self.indices[self.values.argmax()])
+        if self.storage == "uniform":
+            return 0
+        moment = self.copy()
+        return int(moment.indices[moment.values.argmax()])
 
     def top(self, k: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
         """The k most probable states (of equals, the lowest first): indices and probabilities, both (min(k, nnz),).
@@ -293,18 +295,19 @@ class SparseBelief(CoreBelief, SparseArray):
         """
         if operator.index(k) < 0:
             raise ValueError(f"k={k} given; expected at least 0")
-        p = self._probabilities()
-        largest = np.argsort(-p, kind="stable")[:k]
-        return self.indices[largest], p[largest].astype(self.dtype)
+        self._require_measure()
+        moment = self.copy()
+        largest = np.argsort(-moment.values, kind="stable")[:k]  # not by probabilities: rounding makes new equals
+        return moment.indices[largest], moment._probabilities()[largest].astype(self.dtype)
 
     def expectation(self, f: ArrayLike) -> Any:
         """Mean of f under the belief; f is (size, ...) or starts with the belief's shape. O(nnz)."""
-        p, values = self._probabilities(), np.asarray(f)
+        (indices, p), values = self._distribution(), np.asarray(f)
         if values.shape[: self.ndim] == self.shape:
             values = values.reshape(self.size, *values.shape[self.ndim :])
         if values.shape[:1] != (self.size,):
             raise ValueError(f"f of shape {np.shape(f)} given; expected {self.shape} first")
-        return np.tensordot(p, values[self.indices], axes=1)[()]
+        return np.tensordot(p, values[indices], axes=1)[()]
 
     def marginal(self, axis: int | Sequence[int]) -> SparseBelief:
         """The belief over the given axes, summed over all others. O(nnz log nnz).
@@ -316,8 +319,8 @@ class SparseBelief(CoreBelief, SparseArray):
         kept = [axis] if isinstance(axis, int | np.integer) else list(axis)
         if len({a % self.ndim for a in kept if -self.ndim <= a < self.ndim}) != len(kept) or not kept:
             raise ValueError(f"axis={axis!r} given; expected different ones from {-self.ndim} to {self.ndim - 1}")
-        p = self._probabilities()
-        coordinates = np.unravel_index(self.indices, self.shape)
+        at, p = self._distribution()
+        coordinates = np.unravel_index(at, self.shape)
         extents = tuple(self.shape[a] for a in kept)
         flat = np.ravel_multi_index(tuple(coordinates[a] for a in kept), extents)
         indices, place = np.unique(flat, return_inverse=True)
@@ -325,11 +328,11 @@ class SparseBelief(CoreBelief, SparseArray):
 
     def sample(self, size: int | tuple[int, ...] | None = None, rng: Any = None) -> Any:
         """Draw states: flat indices, an int for `size=None`. `rng` is a Generator or a seed. O(nnz + draws)."""
-        p = self._probabilities()
+        indices, p = self._distribution()
         cumulative = np.cumsum(p)
         draws = np.random.default_rng(rng).random(size) * cumulative[-1]
         at = np.minimum(np.searchsorted(cumulative, draws, side="right"), len(p) - 1)
-        return int(self.indices[at]) if size is None else self.indices[at]
+        return int(indices[at]) if size is None else indices[at]
 
     # ---- private
 
@@ -351,6 +354,12 @@ class SparseBelief(CoreBelief, SparseArray):
             f"belief with {values[wrong]} at index {self.indices[wrong]} given; expected finite values of at least 0"
         )
 
+    def _distribution(self) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """The support and its probabilities, float64 that sum to 1, of one moment."""
+        self._require_measure()
+        moment = self.copy()
+        return moment.indices, moment._probabilities()
+
     def _probabilities(self) -> NDArray[np.float64]:
         """The entries as float64 that sum to 1, in the order of `indices`."""
         self._require_measure()
@@ -362,23 +371,26 @@ class SparseBelief(CoreBelief, SparseArray):
         p /= total
         return p
 
-    def _other(self, q: Any) -> tuple[NDArray[np.float64], float]:
-        """Another distribution: its mass at this belief's support, and its mass in all."""
+    def _other(self, q: Any, indices: NDArray[np.intp]) -> tuple[NDArray[np.float64], float]:
+        """Another distribution: its mass at these indices, and its mass in all."""
         if np.shape(q) not in (self.shape, (self.size,)):
             raise ValueError(f"q of shape {np.shape(q)} given; expected {self.shape}")
-        belief = q if isinstance(q, SparseBelief) else SparseBelief(q)
+        belief = q.copy() if isinstance(q, SparseBelief) else SparseBelief(q)
         belief._require_measure()
-        return belief._lookup(self.indices).astype(np.float64), float(belief.values.sum(dtype=np.float64))
+        with np.errstate(over="ignore"):
+            total = float(belief.values.sum(dtype=np.float64))
+        if not math.isfinite(total):
+            raise ValueError("q whose sum overflows given; expected a finite sum")
+        return belief._lookup(indices).astype(np.float64), total
 
-    def _restart(self, mass: NDArray[np.float64]) -> None:
-        """Forget all and take the normalised mass (one per state, not all zero)."""
-        mass = mass / mass.max()
-        self._begin_write()
-        try:
-            self._set_cells(self.shape, (mass / mass.sum()).astype(self.dtype))
+    def _restart(self, indices: NDArray[np.intp], mass: NDArray[Any]) -> None:
+        """Forget all and take this mass (not negative, not all zero), normalised."""
+        mass = mass / mass.max().astype(np.float64)
+        left = (mass / mass.sum()).astype(self.dtype)
+        stored = left > 0
+        with one_writer([self]):
+            self._set_pairs(self.shape, indices[stored], left[stored])
             self._is_measure()
-        finally:
-            self._end_write()
 
     def _on_impossible(
         self, model: CoreModel, action: int, observation: int, on_impossible: OnImpossible, prune: float
@@ -387,9 +399,11 @@ class SparseBelief(CoreBelief, SparseArray):
         if on_impossible == "predict":
             self.update(model, action, None, prune=prune)
             return -math.inf
-        if on_impossible == "likelihood" and (likelihood := model.likelihood(action, observation)).any():
-            self._restart(likelihood)
-            return -math.inf
+        if on_impossible == "likelihood":
+            states, likelihood = model._likelihood_pairs(action, observation)
+            if len(states):
+                self._restart(states, likelihood)
+                return -math.inf
         raise ImpossibleObservation(
             f"observation {observation} after action {action} is impossible: evidence 0.0; "
             "see on_impossible= for ways to go on"

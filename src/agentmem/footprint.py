@@ -175,7 +175,8 @@ def _named(obj: Any) -> Iterator[tuple[str, object]]:
     """Name and value of each part. Values made up for the asking do no harm: the walk never meets them."""
     kind = type(obj)
     if hasattr(kind, "from_buffers") and _holds_objects(obj):
-        for name, array in obj.buffers().items():
+        for name, shown in obj.buffers().items():
+            array = shown.base if isinstance(shown.base, np.ndarray) else shown  # held, where a view is shown
             yield name, array
             yield MAPPED if isinstance(_owner(array), mmap.mmap) else name, _owner(array)
     if issubclass(kind, dict):

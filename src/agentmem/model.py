@@ -31,6 +31,7 @@ MAGIC = b"AGENTMEM"
 VERSION = 1
 PREAMBLE = struct.Struct("<8sIIQ40s")  # magic, version, length of the header, of the file, checksum of all that follows
 ALIGNMENT = 64
+KINDS = [np.dtype(kind).str for kind in (np.float32, np.float64, np.int32, np.int64)]
 
 
 class Table(NamedTuple):
@@ -182,9 +183,13 @@ class Model(CoreModel):
 
     @classmethod
     def from_buffers(cls, header: Mapping[str, Any], buffers: Mapping[str, NDArray[Any]]) -> Self:
-        """The model whose `header` and `buffers()` these are. The arrays are checked and held, not copied."""
+        """The model whose `header` and `buffers()` these are. Arrays that nobody can write are held, others copied.
+
+        Indices and values are checked for range and sign; that rows sum to 1 is not.
+        """
         model = cls.__new__(cls)
-        model._fill(copy.deepcopy(dict(header)), dict(buffers))
+        held = {name: array if _is_locked(array) else np.array(array) for name, array in buffers.items()}
+        model._fill(copy.deepcopy(dict(header)), held)
         return model
 
     def _fill(self, header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> None:
@@ -283,7 +288,7 @@ class Model(CoreModel):
         return copy.deepcopy(self._header)
 
     def buffers(self) -> dict[str, NDArray[Any]]:
-        """Every array by name, read-only and not copied."""
+        """Every array by name, as a read-only view."""
         named: dict[str, NDArray[Any]] = {}
         for name, tables in self._tables.items():
             for k, table in enumerate(tables):
@@ -291,7 +296,13 @@ class Model(CoreModel):
         if not self._header["uniform"]:
             named["initial.indices"] = self._initial.indices
             named["initial.values"] = self._initial.values
-        return named
+        return {name: array[:] for name, array in named.items()}  # views: unlike owners, they stay read-only
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).from_buffers, (self.header, self.buffers())
@@ -331,8 +342,9 @@ class Model(CoreModel):
         """Open a saved model memory-mapped and read-only, so that all processes of a machine share one copy.
 
         Give other processes the path, not the model: a pickled model carries its content.
-        The checksum and every index are checked, which reads the file once. Raises CorruptData for a file that is
-        truncated, damaged, of another version, or no model.
+        The checksum and every index are checked, which reads the file once; whoever changes the file in place after
+        that changes the model. Raises CorruptData for a file that is truncated, damaged, of another version, or no
+        model.
         """
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -355,7 +367,7 @@ class Model(CoreModel):
             header = json.loads(bytes(body[:n_head]))
             buffers = {}
             for name, (kind, count, start) in header.pop("buffers").items():
-                if not isinstance(kind, str) or count < 0 or start < 0:
+                if kind not in KINDS or count < 0 or start < 0:
                     raise ValueError(f"buffer {name} of {count} x {kind} at {start}")
                 buffers[name] = np.frombuffer(body, np.dtype(kind), count, n_head + start)
             return cls.from_buffers(header, buffers)
@@ -527,11 +539,21 @@ def _prior(initial: Any, n_states: int, dtype: np.dtype[Any], tolerance: float) 
 def _only(given: Any, name: str, of: str) -> NDArray[Any]:
     """The one array of a list or object array of one, or the array itself."""
     if isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.dtype == object):
-        if len(given) != 1 and np.ndim(given[0]) > 0:
+        if len(given) != 1 and (not len(given) or np.ndim(given[0]) > 0):
             raise ValueError(f"{name} with {len(given)} {of} given; a Model has one")
         if np.ndim(given[0]) > 0 and len(given) == 1:
             return np.asarray(given[0], dtype=float)
     return np.asarray(given, dtype=float)
+
+
+def _is_locked(array: NDArray[Any]) -> bool:
+    """Whether nobody can write to the memory of this array through NumPy."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return False
+        array, owner = owner, owner.base
+    return owner is not None and memoryview(owner).readonly
 
 
 def _canonical(header: Mapping[str, Any]) -> bytes:

@@ -5,9 +5,9 @@ an outcome (an impossible observation) goes to a hook of the container, which na
 fails. Kernels hold the GIL for small work only, and borrow their workspaces from `scratch`.
 """
 
-from agentmem._core.array import CoreArray
+from agentmem._core.array import CoreArray, one_writer
 from agentmem._core.belief import CoreBelief
 from agentmem._core.model import CoreModel
 from agentmem._core.scratch import release_scratch, scratch_nbytes
 
-__all__ = ["CoreArray", "CoreBelief", "CoreModel", "release_scratch", "scratch_nbytes"]
+__all__ = ["CoreArray", "CoreBelief", "CoreModel", "one_writer", "release_scratch", "scratch_nbytes"]

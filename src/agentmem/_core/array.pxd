@@ -7,7 +7,7 @@ cdef class CoreArray:
     cdef signed char type_num         # NumPy's number of the dtype
     cdef unsigned char n_axes
     cdef unsigned char writing        # a writer is inside: a second one gets RuntimeError
-    cdef unsigned char is_measure     # known to be finite, non-negative and not all zero
+    cdef unsigned char is_measure     # 1: known to be finite, non-negative and not all zero; 2: and normalised
 
 
 cdef Py_ssize_t item_size(int type_num) noexcept nogil

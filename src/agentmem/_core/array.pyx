@@ -32,7 +32,7 @@ cdef extern from *:
         return made;
     }
     """
-    CoreArray new_like "agentmem_new_like"(PyObject* self)
+    object new_like "agentmem_new_like"(PyObject* self)
 
 cdef extern from *:
     """
@@ -338,7 +338,7 @@ cdef int check_readable(CoreArray self) except -1:
 
 
 cdef CoreArray copy_array(CoreArray self):
-    cdef CoreArray other = new_like(<PyObject*> self)
+    cdef CoreArray other = <CoreArray?> new_like(<PyObject*> self)  # a subclass may return anything
     cdef Py_ssize_t size
     check_readable(self)  # after the allocation, which may let another thread run
     if self.block != NULL:
@@ -421,6 +421,9 @@ cdef class CoreArray:
             raise TypeError(f"values of dtype {cells.dtype} given; expected bool, integers or floats of up to 64 bits")
         if cnp.PyArray_NDIM(cells) != 1 or cnp.PyArray_SIZE(cells) != n_cells or not cnp.PyArray_IS_C_CONTIGUOUS(cells):
             raise ValueError(f"{cnp.PyArray_SIZE(cells)} cells given for shape {shape}; expected {n_cells} contiguous ones")
+        cells = cells.copy()  # nobody else writes in it while it is counted and stored
+        if cells.dtype.kind == "f":
+            cells += 0  # -0.0 becomes 0.0
         n = np.count_nonzero(cells)
         if n == n_cells and n > 0 and all_same(<const char*> cnp.PyArray_DATA(cells), n, item):
             storage = UNIFORM
@@ -450,15 +453,6 @@ cdef class CoreArray:
             raise MemoryError
         memcpy(block, cnp.PyArray_DATA(value), item)
         take_block(self, block, UNIFORM, n_cells, n_cells, n_axes, type_num)
-
-    def _begin_write(self):
-        """Enter as the one writer."""
-        if self.writing:
-            raise RuntimeError("two writers in one array: another thread is updating it")
-        self.writing = 1
-
-    def _end_write(self):
-        self.writing = 0
 
     # -- reading
 
@@ -618,3 +612,42 @@ cdef class CoreArray:
             self.storage, payloads)
         if self.is_measure:
             assert (values >= 0).all() and np.isfinite(values).all() and len(values)
+
+
+cdef class one_writer:
+    """A context in which the caller is the one writer of these arrays (what is no array is left out).
+
+    RuntimeError on entry if another writer is in one of them. Taking and leaving are single steps to Python, so that no
+    interrupt comes between, and each context leaves only what it took.
+    """
+
+    cdef list arrays
+    cdef list taken
+
+    def __init__(self, arrays):
+        self.arrays = [array for array in arrays if isinstance(array, CoreArray)]
+        self.taken = []
+
+    def __enter__(self):
+        cdef CoreArray array
+        for array in self.arrays:
+            if array.writing and not any([array is other for other in self.taken]):
+                self.leave()
+                raise RuntimeError("two writers in one array: another thread is updating it")
+            if not array.writing:
+                array.writing = 1
+                self.taken.append(array)
+        return self
+
+    def __exit__(self, *raised):
+        self.leave()
+
+    def __dealloc__(self):
+        if self.taken is not None:
+            self.leave()
+
+    cdef leave(self):
+        cdef CoreArray array
+        for array in self.taken:
+            array.writing = 0
+        self.taken = []

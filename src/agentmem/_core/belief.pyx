@@ -58,6 +58,7 @@ cdef double SMALLEST_DOUBLE = 4.9406564584124654e-324
 cdef double SMALLEST_FLOAT = 1.401298464324817e-45
 
 cdef enum:
+    NORMALIZED = 2  # of is_measure: a verb left the belief so
     BLOCK = 256  # support entries that are decoded at a time, where the storage has no list of them
     AHEAD = 16   # rows that are prefetched ahead
 
@@ -69,6 +70,7 @@ cdef struct Source:  # a belief as the kernels read it
     const void* mass
     const int32_t* support
     const uint64_t* words
+    double scale             # a power of two to take the mass times, so that products do not underflow
 
 
 cdef struct Likelihood:  # of one observation, divided by 2**exponent
@@ -84,6 +86,8 @@ cdef struct Posterior:  # what collect leaves in the workspace for emit
     double* mass
     Py_ssize_t n
     Py_ssize_t n_positive
+    int source_exponent    # the source was taken times 2**-source_exponent
+    int exponent           # the weights were taken times 2**-exponent
     double source_total
     double total
     double largest
@@ -115,8 +119,8 @@ cdef inline void add_row(double* sums, const int32_t* columns, const value_t* va
             sums[columns[e]] += p * values[e]
 
 
-cdef inline Py_ssize_t push_rows(const value_t* mass, const int32_t* support, Py_ssize_t first, Py_ssize_t n,
-                                 const Table* T, double* sums, uint64_t* touched, uint64_t* summary,
+cdef inline Py_ssize_t push_rows(const value_t* mass, double scale, const int32_t* support, Py_ssize_t first,
+                                 Py_ssize_t n, const Table* T, double* sums, uint64_t* touched, uint64_t* summary,
                                  double* source_total, bint listed, bint marked, bint ahead) noexcept nogil:
     """Push n rows: those in `support`, or `first`, `first + 1`, ... Returns how many entries were met.
 
@@ -139,7 +143,7 @@ cdef inline Py_ssize_t push_rows(const value_t* mass, const int32_t* support, Py
             start = offsets[support[k + AHEAD]]
             for e in range(start, offsets[support[k + AHEAD] + 1]):
                 prefetch(&sums[columns[e]])
-        p = mass[k]
+        p = mass[k] * scale
         total += p
         start = offsets[row]
         end = offsets[row + 1]
@@ -159,27 +163,27 @@ cdef inline Py_ssize_t push_rows(const value_t* mass, const int32_t* support, Py
     return met
 
 
-cdef Py_ssize_t push_list(const value_t* mass, const int32_t* support, Py_ssize_t n, const Table* T, Workspace* w,
-                          double* source_total, bint marked) noexcept nogil:
+cdef Py_ssize_t push_list(const value_t* mass, double scale, const int32_t* support, Py_ssize_t n, const Table* T,
+                          Workspace* w, double* source_total, bint marked) noexcept nogil:
     cdef bint ahead = T.n_entries >= PREFETCH_FROM
     if marked and ahead:
-        return push_rows(mass, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, True, True)
+        return push_rows(mass, scale, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, True, True)
     if marked:
-        return push_rows(mass, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, True, False)
+        return push_rows(mass, scale, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, True, False)
     if ahead:
-        return push_rows(mass, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, False, True)
-    return push_rows(mass, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, False, False)
+        return push_rows(mass, scale, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, False, True)
+    return push_rows(mass, scale, support, 0, n, T, w.sums, w.touched, w.summary, source_total, True, False, False)
 
 
-cdef void push_dense_rows(const value_t* mass, const int32_t* support, Py_ssize_t first, Py_ssize_t n, const Table* T,
-                          double* sums, double* source_total) noexcept nogil:
+cdef void push_dense_rows(const value_t* mass, double scale, const int32_t* support, Py_ssize_t first, Py_ssize_t n,
+                          const Table* T, double* sums, double* source_total) noexcept nogil:
     """Push n rows of a dense table: those in `support`, or `first`, `first + 1`, ... if it is NULL."""
     cdef Py_ssize_t k, target, row
     cdef const value_t* values
     cdef double p
     for k in range(n):
         row = support[k] if support != NULL else first + k
-        p = mass[k]
+        p = mass[k] * scale
         source_total[0] += p
         if p == 0:
             continue
@@ -209,16 +213,16 @@ cdef Py_ssize_t push(const value_t* mass, const Source* source, const Table* T, 
     cdef Py_ssize_t k, n, met = 0, done = 0, n_words = (source.n_states + 63) >> 6
     if source.storage == PAIRS:
         if T.offsets == NULL:
-            push_dense_rows(mass, source.support, 0, source.n_stored, T, w.sums, source_total)
+            push_dense_rows(mass, source.scale, source.support, 0, source.n_stored, T, w.sums, source_total)
         else:
-            met = push_list(mass, source.support, source.n_stored, T, w, source_total, marked)
+            met = push_list(mass, source.scale, source.support, source.n_stored, T, w, source_total, marked)
     elif source.storage == BITMAP:
         for k in range(0, n_words, 4):  # 4 words hold a block
             n = decode(source.words, k, min(k + 4, n_words), support)
             if T.offsets == NULL:
-                push_dense_rows(mass + done, support, 0, n, T, w.sums, source_total)
+                push_dense_rows(mass + done, source.scale, support, 0, n, T, w.sums, source_total)
             else:
-                met += push_list(mass + done, support, n, T, w, source_total, marked)
+                met += push_list(mass + done, source.scale, support, n, T, w, source_total, marked)
             done += n
     else:
         if source.storage == UNIFORM:
@@ -227,10 +231,10 @@ cdef Py_ssize_t push(const value_t* mass, const Source* source, const Table* T, 
         while done < source.n_states:
             n = source.n_states if source.storage == DENSE else min(<Py_ssize_t> BLOCK, source.n_states - done)
             if T.offsets == NULL:
-                push_dense_rows(mass if source.storage == DENSE else same, NULL, done, n, T, w.sums, source_total)
+                push_dense_rows(mass if source.storage == DENSE else same, source.scale, NULL, done, n, T, w.sums, source_total)
             else:
-                met += push_rows(mass if source.storage == DENSE else same, NULL, done, n, T, w.sums, w.touched,
-                                 w.summary, source_total, False, False, False)
+                met += push_rows(mass if source.storage == DENSE else same, source.scale, NULL, done, n, T, w.sums,
+                                 w.touched, w.summary, source_total, False, False, False)
             done += n
     return min(met, source.n_states) if T.offsets != NULL else source.n_states
 
@@ -403,17 +407,17 @@ cdef void list_mass(const value_t* mass, const Source* source, Workspace* w, Pos
     if source.storage == PAIRS:
         memcpy(w.found, source.support, source.n_stored * sizeof(int32_t))
         for k in range(source.n_stored):
-            w.mass[k] = mass[k]
+            w.mass[k] = mass[k] * source.scale
         n = source.n_stored
     elif source.storage == BITMAP:
         n = decode(source.words, 0, n_words, w.found)
         for k in range(n):
-            w.mass[k] = mass[k]
+            w.mass[k] = mass[k] * source.scale
     else:
         for k in range(source.n_states):
             if source.storage == UNIFORM or mass[k] != 0:
                 w.found[n] = <int32_t> k
-                w.mass[n] = mass[0 if source.storage == UNIFORM else k]
+                w.mass[n] = mass[0 if source.storage == UNIFORM else k] * source.scale
                 n += 1
     for k in range(n):
         lanes[w.found[k] & 3] += w.mass[k]
@@ -422,12 +426,21 @@ cdef void list_mass(const value_t* mass, const Source* source, Workspace* w, Pos
     out.total = out.source_total = sum_lanes(lanes)
 
 
-cdef void weigh(const value_t* weights, bint per_entry, double scale, Posterior* out) noexcept nogil:
-    """Multiply a listed posterior by `scale` times weights, one per entry or one per state."""
+cdef void weigh(const value_t* weights, bint per_entry, Posterior* out) noexcept nogil:
+    """Multiply a listed posterior by weights, one per entry or one per state, scaled by a power of two.
+
+    The largest weight that counts is brought to [0.5, 1), so that no product underflows that need not.
+    """
     cdef Py_ssize_t k, n = 0
-    cdef double v, largest = 0
+    cdef double v, scale, largest = 0
     cdef double[4] lanes
     lanes[:] = [0, 0, 0, 0]
+    for k in range(out.n):
+        largest = max(largest, <double> weights[k if per_entry else out.found[k]])
+    frexp(largest, &out.exponent)
+    out.exponent = max(-1000, min(1000, out.exponent))
+    scale = ldexp(1.0, -out.exponent)
+    largest = 0
     for k in range(out.n):
         v = out.mass[k] * (weights[k if per_entry else out.found[k]] * scale)
         out.mass[k] = v
@@ -436,6 +449,14 @@ cdef void weigh(const value_t* weights, bint per_entry, double scale, Posterior*
         largest = max(largest, v)
     out.n_positive, out.largest = n, largest
     out.total = sum_lanes(lanes)
+
+
+cdef double largest_mass(const value_t* mass, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef double largest = 0
+    for k in range(n):
+        largest = max(largest, <double> mass[k])
+    return largest
 
 
 # ---- leaves: emit
@@ -535,6 +556,26 @@ cdef void read_source(CoreArray self, Source* source) noexcept nogil:
     source.mass = self.block + value_offset(self.storage, self.n_cells)
     source.support = <const int32_t*> positions
     source.words = <const uint64_t*> positions
+    source.scale = 1
+
+
+cdef int rescale(CoreArray self, Source* source) noexcept nogil:
+    """Scale up a belief that is not normalised and tiny throughout; return the exponent taken out."""
+    cdef Py_ssize_t n = 1 if self.storage == UNIFORM else self.n_cells if self.storage == DENSE else self.n_stored
+    cdef double largest
+    cdef int exponent = 0
+    if self.is_measure == NORMALIZED:
+        return 0
+    if self.type_num == cnp.NPY_DOUBLE:
+        largest = largest_mass(<const double*> source.mass, n)
+    else:
+        largest = largest_mass(<const float*> source.mass, n)
+    frexp(largest, &exponent)
+    if exponent > -100:
+        return 0
+    exponent = max(-1000, exponent)
+    source.scale = ldexp(1.0, -exponent)
+    return exponent
 
 
 cdef int read_likelihood(CoreModel model, Py_ssize_t action, Py_ssize_t observation, Likelihood* L) noexcept nogil:
@@ -633,15 +674,16 @@ cdef class CoreBelief(CoreArray):
         check_action(tables, a)
         if L.given:
             check_observation(tables, o)
-        if self.type_num != tables.type_num:
-            raise TypeError(f"belief of {self.dtype} given with a model of {tables.dtype}; expected the same dtype: "
-                            f"see Model(dtype=) and belief.astype({tables.dtype})")
-        if self.n_cells != tables.n_states:
-            raise ValueError(f"belief of {self.n_cells} states given with a model of {tables.n_states}")
-        begin(self)
+        if not fits(self, tables):
+            refuse(self, tables)
+        begin(self, 0)
+        if not fits(self, tables):  # another thread came first
+            self.writing = 0
+            refuse(self, tables)
 
         T = &tables.tables[tables.transition_of[a]]
         read_source(self, &source)
+        posterior.source_exponent = rescale(self, &source)
         L.states, L.values, L.exponent, L.n = NULL, NULL, 0, 0
         if L.given:
             read_likelihood(tables, a, o, &L)
@@ -673,39 +715,33 @@ cdef class CoreBelief(CoreArray):
         """
         self.update(model, action, None, prune=0.0)
 
-    def _correct(self, cnp.ndarray weights not None, bint per_entry, double largest):
-        """Multiply by weights (float32 or float64; one per entry or one per cell; the largest given) and normalise.
+    def _correct(self, cnp.ndarray weights not None, bint per_entry):
+        """Multiply by weights (float32 or float64; one per entry or one per cell) and normalise.
 
         The caller is inside as the one writer. Returns the log-evidence, or None where no probability is left (then the
         belief is as before).
         """
         cdef Posterior posterior
         cdef Workspace* w
-        cdef int exponent = 0, status
-        cdef double scale
+        cdef int status
         cdef bint wide = cnp.PyArray_TYPE(weights) == cnp.NPY_DOUBLE
         if not cnp.PyArray_IS_C_CONTIGUOUS(weights) or not cnp.PyArray_ISNOTSWAPPED(weights) or \
                 not cnp.PyArray_ISALIGNED(weights) or cnp.PyArray_TYPE(weights) not in (cnp.NPY_DOUBLE, cnp.NPY_FLOAT):
             raise TypeError(f"weights of dtype {weights.dtype} given; expected contiguous float32 or float64")
+        begin(self, 1)
         if cnp.PyArray_SIZE(weights) != (self.n_stored if per_entry else self.n_cells):
+            self.writing = 1
             raise ValueError(f"{cnp.PyArray_SIZE(weights)} weights given for {self.n_stored} entries of {self.n_cells}")
-        frexp(largest, &exponent)
-        exponent = max(-1000, min(1000, exponent))
-        scale = ldexp(1.0, -exponent)
-        if self.writing != 1:
-            raise RuntimeError("belief corrected by a thread that has not entered as its writer")
-        self.writing = 0  # no other thread runs before it is set again
-        begin(self)
-        w = listing_workspace(self, self.n_stored)
+        w = listing_workspace(self, self.n_stored, 1)
         if self.n_stored < RELEASE_FROM:
-            status = revise(self, w, cnp.PyArray_DATA(weights), wide, per_entry, scale, &posterior)
+            status = revise(self, w, cnp.PyArray_DATA(weights), wide, per_entry, &posterior)
         else:
             with nogil:
-                status = revise(self, w, cnp.PyArray_DATA(weights), wide, per_entry, scale, &posterior)
+                status = revise(self, w, cnp.PyArray_DATA(weights), wide, per_entry, &posterior)
         give_back(w)
         self.writing = 1
         if status == 0:
-            return log_ratio(posterior.total, posterior.source_total) + exponent * LOG_2
+            return log_ratio(posterior.total, posterior.source_total) + posterior.exponent * LOG_2
         if status == NO_EVIDENCE:
             return None
         raise_status(status)
@@ -715,32 +751,32 @@ cdef class CoreBelief(CoreArray):
         cdef Posterior posterior
         cdef Workspace* w
         cdef int status
-        begin(self)
-        w = listing_workspace(self, 0 if self.storage == UNIFORM else self.n_stored)
+        begin(self, 0)
+        w = listing_workspace(self, 0 if self.storage == UNIFORM else self.n_stored, 0)
         if self.n_stored < RELEASE_FROM:
-            status = revise(self, w, NULL, True, False, 1.0, &posterior)
+            status = revise(self, w, NULL, True, False, &posterior)
         else:
             with nogil:
-                status = revise(self, w, NULL, True, False, 1.0, &posterior)
+                status = revise(self, w, NULL, True, False, &posterior)
         give_back(w)
         self.writing = 0
         if status != 0:
             raise_status(status)
-        return posterior.source_total
+        return ldexp(posterior.source_total, posterior.source_exponent)
 
     def _is_measure(self):
         """Whether the content is finite, non-negative, not all zero and of float32 or float64; remembered until written."""
         return check_measure(self)
 
 
-cdef Workspace* listing_workspace(CoreBelief self, Py_ssize_t n_entries) except NULL:
-    """A workspace with room for so many entries of `self`, which `begin` has entered."""
+cdef Workspace* listing_workspace(CoreBelief self, Py_ssize_t n_entries, int before) except NULL:
+    """A workspace with room for so many entries of `self`, which `begin` has entered from `before`."""
     cdef Workspace* w = borrow(0)
     if w != NULL and make_room(w, n_entries):
         return w
     if w != NULL:
         give_back(w)
-    self.writing = 0
+    self.writing = before
     raise MemoryError
 
 
@@ -755,21 +791,23 @@ cdef int step(CoreBelief self, const Source* source, const Table* T, const Likel
     return emit(self, w, posterior, relative) if status == 0 else status
 
 
-cdef int revise(CoreBelief self, Workspace* w, const void* weights, bint wide_weights, bint per_entry, double scale,
+cdef int revise(CoreBelief self, Workspace* w, const void* weights, bint wide_weights, bint per_entry,
                 Posterior* posterior) noexcept nogil:
     """Weigh the belief (not at all for NULL weights) and emit."""
     cdef Source source
     read_source(self, &source)
+    posterior.source_exponent = posterior.exponent = 0
     if weights == NULL and self.storage == UNIFORM:
         return normalize_uniform(self, posterior)
+    posterior.source_exponent = rescale(self, &source)
     if self.type_num == cnp.NPY_DOUBLE:
         list_mass(<const double*> source.mass, &source, w, posterior)
     else:
         list_mass(<const float*> source.mass, &source, w, posterior)
     if weights != NULL and wide_weights:
-        weigh(<const double*> weights, per_entry, scale, posterior)
+        weigh(<const double*> weights, per_entry, posterior)
     elif weights != NULL:
-        weigh(<const float*> weights, per_entry, scale, posterior)
+        weigh(<const float*> weights, per_entry, posterior)
     return emit(self, w, posterior, 0.0)
 
 
@@ -825,7 +863,7 @@ cdef int emit(CoreBelief self, Workspace* w, const Posterior* posterior, double 
         write(<double*> values, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
     else:
         write(<float*> values, posterior, threshold, kept_mass, kept, storage, n_cells, positions)
-    self.is_measure = True
+    self.is_measure = NORMALIZED
     if relative > 0:
         self.pruned_mass += max(0.0, (posterior.total - kept_mass) / posterior.total)
     return 0
@@ -839,19 +877,31 @@ cdef void write(value_t* values, const Posterior* posterior, double threshold, d
         write_sums(values, posterior.mass, threshold, kept_mass, kept, storage, n_states, positions)
 
 
-cdef int begin(CoreBelief self) except -1:
-    """Enter as the one writer, with a measure."""
-    if self.writing:
+cdef int begin(CoreBelief self, int before) except -1:
+    """Go from `before` (0: outside, 1: inside as the one writer) to writing without the GIL, with a measure."""
+    if self.writing != before:
         raise RuntimeError("two writers in one belief: another thread is updating it")
     self.writing = 1  # before anything that may let another thread run
     try:
         if not check_measure(self):
             self._explain_no_measure()
+            raise ValueError("belief that is no measure given")
     except BaseException:
-        self.writing = 0
+        self.writing = before
         raise
     self.writing = 2  # readers keep out too
     return 0
+
+
+cdef bint fits(CoreBelief self, CoreModel model) noexcept:
+    return self.type_num == model.type_num and self.n_cells == model.n_states
+
+
+cdef int refuse(CoreBelief self, CoreModel model) except -1:
+    if self.type_num != model.type_num:
+        raise TypeError(f"belief of {self.dtype} given with a model of {model.dtype}; expected the same dtype: "
+                        f"see Model(dtype=) and belief.astype({model.dtype})")
+    raise ValueError(f"belief of {self.n_cells} states given with a model of {model.n_states}")
 
 
 cdef bint check_measure(CoreBelief self):

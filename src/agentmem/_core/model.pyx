@@ -156,19 +156,27 @@ cdef class CoreModel:
         """float32 or float64: of the tables, and so of the beliefs that go with them."""
         return cnp.PyArray_DescrFromType(self.type_num)
 
-    def likelihood(self, Py_ssize_t action, Py_ssize_t observation):
-        """P(observation | s', action) for all states, as a new (n_states,) float64 array. O(n_states)."""
+    def _likelihood_pairs(self, Py_ssize_t action, Py_ssize_t observation):
+        """The states that may give this observation, and P(observation | s', action) of each (float64)."""
         check_action(self, action)
         check_observation(self, observation)
         cdef Table* table = &self.tables[self.observation_of[action]]
         offsets, columns, values, exponents = self.owners[self.observation_of[action]]
         if offsets is None:
-            row = values[observation * self.n_states:(observation + 1) * self.n_states].astype(np.float64)
+            row = values[observation * self.n_states:(observation + 1) * self.n_states]
+            states = np.flatnonzero(row)
+            row = row[states]
         else:
-            row = np.zeros(self.n_states)
             entries = slice(table.offsets[observation], table.offsets[observation + 1])
-            row[columns[entries]] = values[entries]
-        return np.ldexp(row, exponents[observation])
+            states, row = columns[entries].astype(np.intp), values[entries]
+        return states, np.ldexp(row.astype(np.float64), exponents[observation])
+
+    def likelihood(self, action, observation):
+        """P(observation | s', action) for all states, as a new (n_states,) float64 array. O(n_states)."""
+        states, values = self._likelihood_pairs(action, observation)
+        row = np.zeros(self.n_states)
+        row[states] = values
+        return row
 
 
 cdef int check_action(CoreModel model, Py_ssize_t action) except -1:
