@@ -335,41 +335,57 @@ cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace*
     out.total = sum_lanes(lanes)
 
 
-cdef void collect_all(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
+cdef void collect_all(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states, bint ranked,
                       Posterior* out) noexcept nogil:
-    """Weight all sums in place. They stay where they are: emit clears them."""
-    cdef Py_ssize_t s, j, n = 0, whole = n_states & ~3
-    cdef double v, largest = 0
-    cdef double[4] lanes, counts, peaks  # counts in double: so the compiler takes two lanes at a time
+    """Weight all sums in place, where they stay for emit; the largest is only looked for if `ranked`.
+
+    One short loop each for total, count and largest: compilers take those two lanes at a time, and one loop for all
+    three twice as long.
+    """
+    cdef Py_ssize_t s, j, whole = n_states & ~3
+    cdef double v
+    cdef double[4] lanes, peaks
     cdef double* sums = w.sums
     for j in range(4):
-        lanes[j] = counts[j] = peaks[j] = 0
+        lanes[j] = peaks[j] = 0
     if L.given:
         for s in range(0, whole, 4):
             for j in range(4):
                 v = sums[s + j] * weights[s + j]
                 sums[s + j] = v
                 lanes[j] += v
-                counts[j] += 1.0 if v > 0 else 0.0
-                peaks[j] = v if v > peaks[j] else peaks[j]
     else:
         for s in range(0, whole, 4):
             for j in range(4):
-                v = sums[s + j]
-                lanes[j] += v
-                counts[j] += 1.0 if v > 0 else 0.0
-                peaks[j] = v if v > peaks[j] else peaks[j]
+                lanes[j] += sums[s + j]
     for s in range(whole, n_states):
         if L.given:
             sums[s] *= weights[s]
         lanes[s & 3] += sums[s]
-        counts[s & 3] += sums[s] > 0
-        peaks[s & 3] = max(peaks[s & 3], sums[s])
-    for j in range(4):
-        n += <Py_ssize_t> counts[j]
-        largest = max(largest, peaks[j])
-    out.found, out.mass, out.n, out.n_positive, out.largest = NULL, sums, n_states, n, largest
+    if ranked:
+        for s in range(0, whole, 4):
+            for j in range(4):
+                peaks[j] = sums[s + j] if sums[s + j] > peaks[j] else peaks[j]
+        for s in range(whole, n_states):
+            peaks[s & 3] = max(peaks[s & 3], sums[s])
+    out.found, out.mass, out.n = NULL, sums, n_states
+    out.n_positive = count_from(sums, n_states, SMALLEST_DOUBLE)
+    out.largest = max(max(peaks[0], peaks[1]), max(peaks[2], peaks[3]))
     out.total = sum_lanes(lanes)
+
+
+cdef Py_ssize_t count_from(const double* mass, Py_ssize_t n, double threshold) noexcept nogil:
+    """How many are not below the threshold; counted in double, which goes two lanes at a time."""
+    cdef Py_ssize_t k, whole = n & ~3
+    cdef double n0 = 0, n1 = 0, n2 = 0, n3 = 0
+    for k in range(0, whole, 4):
+        n0 += mass[k] >= threshold
+        n1 += mass[k + 1] >= threshold
+        n2 += mass[k + 2] >= threshold
+        n3 += mass[k + 3] >= threshold
+    for k in range(whole, n):
+        n0 += mass[k] >= threshold
+    return <Py_ssize_t> (n0 + n1 + n2 + n3)
 
 
 cdef void clear(Workspace* w, Py_ssize_t n_states) noexcept nogil:
@@ -379,7 +395,7 @@ cdef void clear(Workspace* w, Py_ssize_t n_states) noexcept nogil:
 
 
 cdef int predict_correct(const value_t* mass, const Source* source, const Table* T, const Likelihood* L,
-                         Workspace* w, bint marked, Posterior* out) noexcept nogil:
+                         Workspace* w, bint marked, bint ranked, Posterior* out) noexcept nogil:
     """Push and collect. NO_MEMORY leaves the workspace clean."""
     cdef const value_t* weights = <const value_t*> L.values
     cdef Py_ssize_t bound
@@ -394,7 +410,7 @@ cdef int predict_correct(const value_t* mass, const Source* source, const Table*
         else:
             collect_listed(weights, L, w, source.n_states, out)
     else:
-        collect_all(weights, L, w, source.n_states, out)
+        collect_all(weights, L, w, source.n_states, ranked, out)
     return 0
 
 
@@ -463,25 +479,20 @@ cdef double largest_mass(const value_t* mass, Py_ssize_t n) noexcept nogil:
 
 cdef Py_ssize_t count_kept(const Posterior* posterior, double threshold, double* kept_mass) noexcept nogil:
     cdef Py_ssize_t k, j, kept = 0, whole = 0
-    cdef double v
     cdef const double* mass = posterior.mass
-    cdef double[4] lanes, counts
+    cdef double[4] lanes
     for j in range(4):
-        lanes[j] = counts[j] = 0
+        lanes[j] = 0
     if posterior.found == NULL:  # position is state
         whole = posterior.n & ~3
+        kept = count_from(mass, whole, threshold)
         for k in range(0, whole, 4):
             for j in range(4):
-                v = mass[k + j]
-                lanes[j] += v if v >= threshold else 0.0
-                counts[j] += 1.0 if v >= threshold else 0.0
+                lanes[j] += mass[k + j] if mass[k + j] >= threshold else 0.0
     for k in range(whole, posterior.n):
         if mass[k] >= threshold:
-            j = (posterior.found[k] if posterior.found != NULL else k) & 3
-            lanes[j] += mass[k]
-            counts[j] += 1
-    for j in range(4):
-        kept += <Py_ssize_t> counts[j]
+            kept += 1
+            lanes[(posterior.found[k] if posterior.found != NULL else k) & 3] += mass[k]
     kept_mass[0] = sum_lanes(lanes)
     return kept
 
@@ -785,9 +796,9 @@ cdef int step(CoreBelief self, const Source* source, const Table* T, const Likel
     """Predict, correct and emit."""
     cdef int status
     if self.type_num == cnp.NPY_DOUBLE:
-        status = predict_correct(<const double*> source.mass, source, T, L, w, marked, posterior)
+        status = predict_correct(<const double*> source.mass, source, T, L, w, marked, relative > 0, posterior)
     else:
-        status = predict_correct(<const float*> source.mass, source, T, L, w, marked, posterior)
+        status = predict_correct(<const float*> source.mass, source, T, L, w, marked, relative > 0, posterior)
     return emit(self, w, posterior, relative) if status == 0 else status
 
 
