@@ -1005,23 +1005,23 @@ def test_bits_do_not_depend_on_the_room_around_them(rings, roomy_rings, belief, 
 
 @dtypes
 @pytest.mark.parametrize("n_stored", [1, 2, 7, 50, 100, 199, 200])
-@pytest.mark.parametrize("branching", [1, 3, 200])
-def test_bits_do_not_depend_on_the_way_through_the_step(dtype, n_stored, branching):
+@pytest.mark.parametrize("branching", [1, 3, 20, 200])
+@pytest.mark.parametrize("n_observations", [3, 20], ids=["dense likelihoods", "sparse likelihoods"])
+def test_bits_do_not_depend_on_the_way_through_the_step(dtype, n_stored, branching, n_observations):
     """Among 20,000 states that play no part: marked for unmarked, pairs for dense, CSR for a dense table."""
     rng, n, n_more = np.random.default_rng(n_stored * 7 + branching), 200, 20_000
-    T, Z = reference.random_tables(rng, n, n_actions=1, branching=branching, seen=3)
+    T, Z = reference.random_tables(rng, n, n_actions=1, branching=branching, n_observations=n_observations, seen=3)
     small = am.Model(T, Z, dtype=dtype)
-    large = am.Model(
-        [sparse.block_diag([T[0], sparse.eye(n_more)], format="csr")],
-        np.vstack([Z, np.tile(Z[0], (n_more, 1))]),
-        dtype=dtype,
-    )
-    p = scattered(rng, n, n_stored, dtype)
-    x = am.SparseBelief(p)
-    y = am.SparseBelief.from_indices(x.indices, x.values, n + n_more)
-    for observation in (0, 1, None, 2, 0):
-        assert x.update(small, 0, observation) == y.update(large, 0, observation)
-        assert entries(x) == entries(y)
+    T_among, Z_among = sparse.block_diag([T[0], sparse.eye(n_more)], format="csr"), np.tile(Z[0], (n_more, 1))
+    large = am.Model(T_among, np.vstack([Z, Z_among]), dtype=dtype)
+    start = am.SparseBelief(scattered(rng, n, n_stored, dtype))
+    for observation in (None, *range(n_observations)):
+        x = start.copy()
+        y = am.SparseBelief.from_indices(x.indices, x.values, n + n_more)
+        for seen in (observation, None, observation):
+            evidence = x.update(small, 0, seen, on_impossible="predict")
+            assert evidence == y.update(large, 0, seen, on_impossible="predict")
+            assert entries(x) == entries(y)
 
 
 @dtypes
