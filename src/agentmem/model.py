@@ -143,10 +143,7 @@ class Model(CoreModel):
         }
         prior = _prior(initial, n_states, dtype, row_tolerance)
         header["uniform"] = prior is None
-        buffers: dict[str, NDArray[Any]] = {}
-        for name, tables in (("transition", built_t.tables), ("observation", built_o.tables)):
-            for k, table in enumerate(tables):
-                buffers.update(table.buffers(f"{name}.{k}"))
+        buffers = _named({"transition": built_t.tables, "observation": built_o.tables})
         if prior is not None:
             buffers["initial.indices"] = prior.indices
             buffers["initial.values"] = prior.values
@@ -289,10 +286,7 @@ class Model(CoreModel):
 
     def buffers(self) -> dict[str, NDArray[Any]]:
         """Every array by name, as a read-only view."""
-        named: dict[str, NDArray[Any]] = {}
-        for name, tables in self._tables.items():
-            for k, table in enumerate(tables):
-                named.update(table.buffers(f"{name}.{k}"))
+        named = _named(self._tables)
         if not self._header["uniform"]:
             named["initial.indices"] = self._initial.indices
             named["initial.values"] = self._initial.values
@@ -385,6 +379,14 @@ _HEADER = {
     "dropped_entries": int,
     "dropped_mass": float,
 }
+
+
+def _named(tables: Mapping[str, list[Table]]) -> dict[str, NDArray[Any]]:
+    """Every array of the numbered tables by its buffer's name."""
+    return dict(
+        buffer for name, of_kind in tables.items() for k, table in enumerate(of_kind)
+        for buffer in table.buffers(f"{name}.{k}")
+    )
 
 
 class _Built(NamedTuple):

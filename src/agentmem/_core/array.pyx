@@ -39,14 +39,11 @@ cdef extern from *:
     #if defined(_MSC_VER)
     #include <intrin.h>
     static int lowest_bit(unsigned long long w) { unsigned long i; _BitScanForward64(&i, w); return (int)i; }
-    #define count_bits(w) ((int)__popcnt64(w))
     #else
     #define lowest_bit(w) __builtin_ctzll(w)
-    #define count_bits(w) __builtin_popcountll(w)
     #endif
     """
     int lowest_bit(uint64_t word) noexcept nogil
-    int count_bits(uint64_t word) noexcept nogil
 
 ctypedef fused cell_t:  # a value as bytes, for moves that do not read it
     uint8_t
