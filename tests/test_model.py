@@ -587,6 +587,34 @@ def test_a_model_whose_filling_failed_lets_nothing_in():
         b.update(half, 0, 0)
 
 
+@dtypes
+def test_gives_its_matrices_back(dtype):
+    for transition, observation in (((T0, T1), (Z, Z[::-1])), ((FULL,), (FULL_Z,))):
+        model = am.Model(list(transition), list(observation), dtype=dtype)
+        for action, (T, given_O) in enumerate(zip(transition, observation, strict=True)):
+            for given, kept in ((T, model.transition(action)), (given_O, model.observation(action))):
+                assert sparse.issparse(kept) and kept.dtype == dtype
+                np.testing.assert_allclose(kept.toarray(), given, rtol=1e-7 if dtype == np.float32 else 0)
+            likelihood = model.likelihood(action, 0)
+            assert model.observation(action).toarray()[:, 0].tolist() == likelihood.tolist()
+
+
+def test_its_matrices_are_copies():
+    model = am.Model([T0, T1], Z)
+    digest = model.digest
+    for matrix in (model.transition(0), model.observation(1)):
+        matrix.data[:] = 0
+    model._digest = None
+    assert model.digest == digest
+
+
+@pytest.mark.parametrize("action", [-1, 2])
+@pytest.mark.parametrize("kind", ["transition", "observation"])
+def test_matrices_check_the_action(kind, action):
+    with pytest.raises(ValueError, match=f"action {action} given; expected 0 to 1"):
+        getattr(am.Model([T0, T1], Z), kind)(action)
+
+
 @pytest.mark.parametrize(("action", "observation"), [(2, 0), (-1, 0), (0, 5), (0, -1)])
 def test_likelihood_checks_its_range(action, observation):
     with pytest.raises(ValueError, match=f"{min(action, observation)}|{max(action, observation)}"):

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import mmap
+import operator
 import os
 import struct
 import sys
@@ -25,7 +26,7 @@ from agentmem.belief import SparseBelief
 from agentmem.errors import CorruptData
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csr_array, csr_matrix
 
 MAGIC = b"AGENTMEM"
 VERSION = 1
@@ -277,6 +278,24 @@ class Model(CoreModel):
         """A new belief that holds the prior. O(its support)."""
         return self._initial.copy()
 
+    def transition(self, action: int) -> csr_array:
+        """P(s' | s, action) as a new (S, S) scipy.sparse.csr_array. O(its entries)."""
+        return _matrix(self._table("transition", action), self.n_states)
+
+    def observation(self, action: int) -> csr_array:
+        """P(o | s', action) as a new (S, O) scipy.sparse.csr_array. O(its entries)."""
+        table = self._table("observation", action)
+        rows = _matrix(table, self.n_states)
+        exponents: Any = table.exponents
+        rows.data = np.ldexp(rows.data, np.repeat(exponents, np.diff(rows.indptr)))
+        return rows.T.tocsr()
+
+    def _table(self, kind: str, action: int) -> Table:
+        if not 0 <= operator.index(action) < self.n_actions:
+            raise ValueError(f"action {action} given; expected 0 to {self.n_actions - 1}")
+        place: int = self._header[f"{kind}_of"][action]
+        return self._tables[kind][place]
+
     # ---- as header and buffers
 
     @property
@@ -486,6 +505,16 @@ def _table(rows: csr_matrix, dtype: np.dtype[Any], transposed: bool) -> Table:
     if n_rows * n_columns * dtype.itemsize <= rows.nnz * (dtype.itemsize + 4) + (n_rows + 1) * 8:
         return Table(None, None, rows.toarray().ravel(), exponents)
     return Table(rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data, exponents)
+
+
+def _matrix(table: Table, n_columns: int) -> csr_array:
+    """A new csr_array of what a table stores, not scaled back."""
+    from scipy.sparse import csr_array
+
+    if table.offsets is None:
+        return csr_array(table.values.reshape(-1, n_columns))
+    entries: Any = table.values, table.columns, table.offsets
+    return csr_array(entries, shape=(len(table.offsets) - 1, n_columns), copy=True)
 
 
 def _same(a: Table, b: Table) -> bool:
