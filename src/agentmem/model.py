@@ -278,6 +278,66 @@ class Model(CoreModel):
         """A new belief that holds the prior. O(its support)."""
         return self._initial.copy()
 
+    def to_padded(self, kind: str = "transition") -> tuple[NDArray[np.int32], NDArray[Any]]:
+        """Indices and probabilities of every row, padded to the longest with index 0 of probability 0.
+
+        For libraries that want one shape and no offsets, such as JAX. A step by action a is then, in NumPy's words,
+        ``np.add.at(predicted, indices[a], probabilities[a] * belief[:, None])``.
+
+        Parameters
+        ----------
+        kind : {"transition", "observation"}
+            Rows of P(s' | s, a): each state's next states. Or of P(o | s', a): what each next state shows.
+
+        Returns
+        -------
+        indices : (n_actions, n_states, K) int32, ascending in each row before the padding
+        probabilities : (n_actions, n_states, K) of the model's dtype
+            K is the number of entries of the longest row. Where all actions have the same table, both are read-only
+            broadcasts of it.
+
+        Notes
+        -----
+        One long row widens all: with over two thirds of a row's cells (float64; a half, float32) this takes more
+        bytes than dense. O(n_actions x n_states x K).
+
+        Examples
+        --------
+        >>> import agentmem as am
+        >>> model = am.Model([[[1.0, 0.0], [0.25, 0.75]]], [[0.8, 0.2], [0.3, 0.7]])
+        >>> indices, probabilities = model.to_padded()
+        >>> indices[0].tolist(), probabilities[0].tolist()
+        ([[0, 0], [0, 1]], [[1.0, 0.0], [0.25, 0.75]])
+        """
+        from scipy.sparse import csr_array
+
+        if kind not in self._tables:
+            raise ValueError(f"kind={kind!r} given; expected one of {list(self._tables)}")
+        table_of = self._header[f"{kind}_of"]
+        distinct = sorted(set(table_of))
+        matrices = []
+        for k in distinct:
+            offsets, columns, values, exponents = self._tables[kind][k]
+            if offsets is None:
+                matrix = csr_array(values.reshape(-1, self.n_states))
+            else:
+                matrix = csr_array((values, columns, offsets), shape=(len(offsets) - 1, self.n_states))
+            if exponents is not None:
+                matrix.data = np.ldexp(matrix.data, np.repeat(exponents, np.diff(matrix.indptr)))
+                matrix = matrix.T.tocsr()
+            matrices.append(matrix)
+        lengths = [np.diff(matrix.indptr) for matrix in matrices]
+        shape = len(matrices), self.n_states, max(int(length.max()) for length in lengths)
+        indices, probabilities = np.zeros(shape, np.int32), np.zeros(shape, self.dtype)
+        for i, (matrix, length) in enumerate(zip(matrices, lengths, strict=True)):
+            filled = np.arange(shape[2]) < length[:, None]
+            indices[i][filled], probabilities[i][filled] = matrix.indices, matrix.data
+        if len(distinct) == 1:
+            shape = self.n_actions, *shape[1:]
+            return np.broadcast_to(indices, shape), np.broadcast_to(probabilities, shape)
+        place_of = np.searchsorted(distinct, table_of)
+        return indices[place_of], probabilities[place_of]
+
     def transition(self, action: int) -> csr_array:
         """P(s' | s, action) as a new (S, S) scipy.sparse.csr_array. O(its entries)."""
         return _matrix(self._table("transition", action), self.n_states)
