@@ -278,6 +278,18 @@ class Model(CoreModel):
         """A new belief that holds the prior. O(its support)."""
         return self._initial.copy()
 
+    def transition(self, action: int) -> csr_array:
+        """P(s' | s, action) as a new (S, S) scipy.sparse.csr_array. O(its entries)."""
+        return _matrix(self._table("transition", action), self.n_states)
+
+    def observation(self, action: int) -> csr_array:
+        """P(o | s', action) as a new (S, O) scipy.sparse.csr_array. O(its entries)."""
+        table = self._table("observation", action)
+        rows = _matrix(table, self.n_states)
+        exponents: Any = table.exponents
+        rows.data = np.ldexp(rows.data, np.repeat(exponents, np.diff(rows.indptr)))
+        return rows.T.tocsr()
+
     def to_padded(self, kind: str = "transition") -> tuple[NDArray[np.int32], NDArray[Any]]:
         """Indices and probabilities of every row, padded to the longest with index 0 of probability 0.
 
@@ -309,23 +321,12 @@ class Model(CoreModel):
         >>> indices[0].tolist(), probabilities[0].tolist()
         ([[0, 0], [0, 1]], [[1.0, 0.0], [0.25, 0.75]])
         """
-        from scipy.sparse import csr_array
-
         if kind not in self._tables:
             raise ValueError(f"kind={kind!r} given; expected one of {list(self._tables)}")
+        matrix_of = self.transition if kind == "transition" else self.observation
         table_of = self._header[f"{kind}_of"]
         distinct = sorted(set(table_of))
-        matrices = []
-        for k in distinct:
-            offsets, columns, values, exponents = self._tables[kind][k]
-            if offsets is None:
-                matrix = csr_array(values.reshape(-1, self.n_states))
-            else:
-                matrix = csr_array((values, columns, offsets), shape=(len(offsets) - 1, self.n_states))
-            if exponents is not None:
-                matrix.data = np.ldexp(matrix.data, np.repeat(exponents, np.diff(matrix.indptr)))
-                matrix = matrix.T.tocsr()
-            matrices.append(matrix)
+        matrices = [matrix_of(table_of.index(k)) for k in distinct]
         lengths = [np.diff(matrix.indptr) for matrix in matrices]
         shape = len(matrices), self.n_states, max(int(length.max()) for length in lengths)
         indices, probabilities = np.zeros(shape, np.int32), np.zeros(shape, self.dtype)
@@ -337,18 +338,6 @@ class Model(CoreModel):
             return np.broadcast_to(indices, shape), np.broadcast_to(probabilities, shape)
         place_of = np.searchsorted(distinct, table_of)
         return indices[place_of], probabilities[place_of]
-
-    def transition(self, action: int) -> csr_array:
-        """P(s' | s, action) as a new (S, S) scipy.sparse.csr_array. O(its entries)."""
-        return _matrix(self._table("transition", action), self.n_states)
-
-    def observation(self, action: int) -> csr_array:
-        """P(o | s', action) as a new (S, O) scipy.sparse.csr_array. O(its entries)."""
-        table = self._table("observation", action)
-        rows = _matrix(table, self.n_states)
-        exponents: Any = table.exponents
-        rows.data = np.ldexp(rows.data, np.repeat(exponents, np.diff(rows.indptr)))
-        return rows.T.tocsr()
 
     def _table(self, kind: str, action: int) -> Table:
         if not 0 <= operator.index(action) < self.n_actions:
