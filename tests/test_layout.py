@@ -25,6 +25,7 @@ ROOMS = [
     "scratch",
     "array",
     "belief",
+    "trajectory",
     "model",
     "history",
     "observations",

@@ -7,6 +7,7 @@ The house, in import order:
 ``footprint``          `footprint`: how many bytes an object graph holds, by part
 ``array``              `SparseArray`: real numbers of any shape, mostly zero; takes part in NumPy
 ``belief``             `SparseBelief`: a `SparseArray` that is a measure, with the filter verbs
+``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps
 ``model``              `Model`: transition and observation tables with a prior, shared by all beliefs
 ``profiler``           what a change costs and saves, measured (not imported here)
 ``integrations``       worlds and agents of other libraries (not imported here)
@@ -31,11 +32,13 @@ from agentmem.belief import SparseBelief
 from agentmem.errors import BudgetExceeded, CorruptData, ImpossibleObservation
 from agentmem.footprint import footprint
 from agentmem.model import Model
+from agentmem.trajectory import FilterResult
 
 __version__ = "0.1.0"
 __all__ = [
     "BudgetExceeded",
     "CorruptData",
+    "FilterResult",
     "ImpossibleObservation",
     "Model",
     "SparseArray",

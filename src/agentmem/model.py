@@ -15,15 +15,16 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from agentmem._core import CoreModel
 from agentmem.array import check_scipy
-from agentmem.belief import SparseBelief
+from agentmem.belief import OnImpossible, SparseBelief
 from agentmem.errors import CorruptData
+from agentmem.trajectory import FilterResult, Trajectory
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array, csr_matrix
@@ -345,6 +346,88 @@ class Model(CoreModel):
         place: int = self._header[f"{kind}_of"][action]
         return self._tables[kind][place]
 
+    # ---- filtering
+
+    def filter(
+        self,
+        observations: ArrayLike,
+        actions: ArrayLike | None = None,
+        *,
+        initial: Any = None,
+        first: Literal["predict", "correct"] = "predict",
+        prune: float | None = None,
+        on_impossible: OnImpossible = "raise",
+        beliefs: bool = False,
+    ) -> FilterResult:
+        """The forward pass over a whole sequence: what `SparseBelief.update` does for every step, bit for bit.
+
+        Parameters
+        ----------
+        observations : (T,) ints
+            -1 or None: nothing is observed at this step, which only predicts.
+        actions : (T,) ints, optional
+            The action before each observation; (T - 1,) if the first step corrects. May be left out for a model of
+            one action.
+        initial : SparseBelief or (S,) array_like, optional
+            The belief before the first step, which stays as it is; None: the model's prior.
+        first : {"predict", "correct"}
+            What the first step does. "predict": what every step does, so that the belief before it lies one transition
+            before the first observation. "correct": no transition, as `initial` is the belief at the first observation
+            (hmmlearn's startprob, pymdp's D); this step prunes nothing.
+        prune, on_impossible
+            As in `SparseBelief.update`, at every step.
+        beliefs : bool
+            Also return the beliefs after all steps.
+
+        Returns
+        -------
+        FilterResult
+            The last `belief`, the `log_evidence` of each step, and `beliefs` if asked for.
+
+        Raises
+        ------
+        ImpossibleObservation
+            An observation has no probability; the message names step, action and observation.
+        TypeError, ValueError
+            Numbers that are no ints or not of this model (the first is named), or arrays of other lengths.
+
+        Notes
+        -----
+        The cost of T updates without what Python takes for each. Without the GIL but for pauses: threads that filter
+        with one model run beside each other.
+
+        Examples
+        --------
+        >>> import agentmem as am
+        >>> model = am.Model.from_hmm([0.6, 0.4], [[0.7, 0.3], [0.4, 0.6]], [[0.5, 0.4, 0.1], [0.1, 0.3, 0.6]])
+        >>> result = model.filter([0, 1, 2], first="correct", beliefs=True)
+        >>> round(float(result.log_evidence.sum()), 6)
+        -3.316489
+        >>> result.beliefs.to_scipy().toarray().round(3)
+        array([[0.882, 0.118],
+               [0.726, 0.274],
+               [0.212, 0.788]])
+        """
+        if first not in ("predict", "correct"):
+            raise ValueError(f"first={first!r} given; expected 'predict' or 'correct'")
+        if first == "correct" and len(set(self._header["observation_of"])) > 1:
+            raise ValueError("first='correct' given, but what this model observes depends on the action before it")
+        seen = _numbers(observations, "observations", missing=-1)
+        if actions is not None:
+            done = _numbers(actions, "actions", missing=None)
+        elif self.n_actions == 1:
+            done = np.zeros(max(0, len(seen) - (first == "correct")), np.intp)
+        else:
+            raise ValueError(f"actions=None given with a model of {self.n_actions} actions; expected one per step")
+        if initial is None:
+            belief = self.belief()
+        elif isinstance(initial, SparseBelief):
+            belief = initial.copy()
+        else:
+            belief = SparseBelief(initial, dtype=self.dtype)
+        log_evidence, record = belief._filter(self, done, seen, first == "correct", prune, on_impossible, beliefs)
+        return FilterResult(belief, log_evidence, Trajectory(*record, belief.shape) if record else None)
+
     # ---- as header and buffers
 
     @property
@@ -624,6 +707,24 @@ def _only(given: Any, name: str, of: str) -> NDArray[Any]:
         if np.ndim(given[0]) > 0 and len(given) == 1:
             return np.asarray(given[0], dtype=float)
     return np.asarray(given, dtype=float)
+
+
+def _numbers(given: ArrayLike, name: str, *, missing: int | None) -> NDArray[np.intp]:
+    """One int per step, with `missing` in the place of None."""
+    array = np.asarray(given)
+    if array.ndim != 1:
+        raise ValueError(f"{name} of shape {array.shape} given; expected one number per step")
+    if array.dtype.kind in "iu" and np.can_cast(array.dtype, np.intp):
+        return array.astype(np.intp)
+    numbers = np.empty(len(array), np.intp)
+    for t, number in enumerate(array.tolist()):
+        try:
+            numbers[t] = missing if number is None and missing is not None else operator.index(number)
+        except TypeError:
+            raise TypeError(f"{name}[{t}] is {number!r} of type {type(number).__name__}; expected an int") from None
+        except OverflowError:
+            raise ValueError(f"{name}[{t}] is {number!r}; no model has so many") from None
+    return numbers
 
 
 def _is_locked(array: NDArray[Any]) -> bool:

@@ -12,6 +12,7 @@ Until emit has its memory the belief is only read: what fails leaves it as it wa
 there on nothing can fail, and the old content is overwritten. Other threads are kept out meanwhile (`begin`).
 """
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.long cimport PyLong_AsSsize_t, PyLong_CheckExact
 from libc.float cimport DBL_MIN
 from libc.math cimport INFINITY, frexp, isfinite, ldexp, log
@@ -50,6 +51,8 @@ cdef extern from *:
 cdef double MARK_BELOW = 0.5
 # Entries to meet from which releasing the GIL (45 ns) is lost in the noise.
 cdef Py_ssize_t RELEASE_FROM = 4000
+# Entries met after which a pass over a sequence looks whether somebody wants to interrupt it: about 0.1 s.
+cdef double PAUSE_AFTER = 1e8
 # Entries in a model from which its rows are likely out of cache, so that prefetching them pays.
 cdef Py_ssize_t PREFETCH_FROM = 1 << 18
 
@@ -61,6 +64,10 @@ cdef enum:
     NORMALIZED = 2  # of is_measure: a verb left the belief so
     BLOCK = 256  # support entries that are decoded at a time, where the storage has no list of them
     AHEAD = 16   # rows that are prefetched ahead
+
+cdef enum:  # how a pass stops before its end, beside the codes of a step
+    NEEDS_ROOM = -10  # the record is full
+    PAUSED = -11
 
 
 cdef struct Source:  # a belief as the kernels read it
@@ -91,6 +98,20 @@ cdef struct Posterior:  # what collect leaves in the workspace for emit
     double source_total
     double total
     double largest
+
+
+cdef struct Pass:  # over a sequence of steps
+    Py_ssize_t step              # the next one
+    Py_ssize_t n_steps
+    Py_ssize_t first_action      # the step that takes the first action
+    const Py_ssize_t* actions
+    const Py_ssize_t* observations
+    double* log_evidence
+    Py_ssize_t n_recorded        # beliefs in the record
+    Py_ssize_t room              # entries it has room for
+    int64_t* offsets             # NULL: nothing is recorded
+    int32_t* states
+    char* values
 
 
 # ---- leaves: push
@@ -556,6 +577,23 @@ cdef void write_sums(value_t* values, double* sums, double threshold, double kep
             (<uint64_t*> positions)[first >> 6] = word
 
 
+cdef void list_entries(const value_t* mass, const Source* source, int32_t* states, value_t* values) noexcept nogil:
+    """The entries of a belief as stored: what `list_mass` lists, neither scaled nor summed."""
+    cdef Py_ssize_t k, n = 0
+    if source.storage == PAIRS:
+        memcpy(states, source.support, source.n_stored * sizeof(int32_t))
+        memcpy(values, mass, source.n_stored * sizeof(value_t))
+    elif source.storage == BITMAP:
+        decode(source.words, 0, (source.n_states + 63) >> 6, states)
+        memcpy(values, mass, source.n_stored * sizeof(value_t))
+    else:
+        for k in range(source.n_states):
+            if source.storage == UNIFORM or mass[k] != 0:
+                states[n] = <int32_t> k
+                values[n] = mass[0 if source.storage == UNIFORM else k]
+                n += 1
+
+
 # ---- between the leaves and Python
 
 cdef void read_source(CoreArray self, Source* source) noexcept nogil:
@@ -667,57 +705,99 @@ cdef class CoreBelief(CoreArray):
         O(entries of T in the rows of the support). Allocates the new content and nothing else. Releases the GIL when
         the work is worth it; a second thread that writes this belief meanwhile gets RuntimeError.
         """
-        cdef Source source
-        cdef Likelihood L
-        cdef Posterior posterior
         cdef Workspace* w
-        cdef Table* T
         cdef CoreModel tables = as_model(model)
-        cdef Py_ssize_t a = as_index(action, "action"), o = 0
-        cdef double relative = self.relative if prune is None else share(prune, "prune"), entries
+        cdef Py_ssize_t a = as_index(action, "action"), o = -1
+        cdef double relative = self.relative if prune is None else share(prune, "prune"), log_evidence, entries
         cdef int status
-        cdef bint marked
-        L.given = observation is not None
-        if L.given:
-            o = as_index(observation, "observation")
-        if on_impossible != "raise" and on_impossible != "predict" and on_impossible != "likelihood":
-            raise ValueError(f"on_impossible={on_impossible!r} given; expected 'raise', 'predict' or 'likelihood'")
         check_action(tables, a)
-        if L.given:
+        if observation is not None:
+            o = as_index(observation, "observation")
             check_observation(tables, o)
-        if not fits(self, tables):
-            refuse(self, tables)
-        begin(self, 0)
-        if not fits(self, tables):  # another thread came first
-            self.writing = 0
-            refuse(self, tables)
-
-        T = &tables.tables[tables.transition_of[a]]
-        read_source(self, &source)
-        posterior.source_exponent = rescale(self, &source)
-        L.states, L.values, L.exponent, L.n = NULL, NULL, 0, 0
-        if L.given:
-            read_likelihood(tables, a, o, &L)
-        entries = (<double> self.n_stored) * T.n_entries / T.n_rows
-        marked = T.offsets != NULL and self.storage <= BITMAP and entries < MARK_BELOW * self.n_cells
+        check_on_impossible(on_impossible)
+        enter(self, tables)
         w = borrow(self.n_cells)
         if w == NULL:
             self.writing = 0
             raise MemoryError
+        entries = entries_to_meet(self, tables, a)
         if entries < RELEASE_FROM:
-            status = step(self, &source, T, &L, w, marked, relative, &posterior)
+            status = advance(self, tables, a, o, relative, entries, w, &log_evidence)
         else:
             with nogil:
-                status = step(self, &source, T, &L, w, marked, relative, &posterior)
+                status = advance(self, tables, a, o, relative, entries, w, &log_evidence)
         give_back(w)
         self.writing = 0
         if status == 0:
-            if not L.given:
-                return 0.0
-            return log_ratio(posterior.total, posterior.source_total) + L.exponent * LOG_2
-        if status == NO_EVIDENCE and L.given:
+            return log_evidence
+        if status == NO_EVIDENCE and o >= 0:
             return self._on_impossible(model, a, o, on_impossible, relative)
         raise_status(status)
+
+    def _filter(self, model, actions, observations, bint correct_first, prune, str on_impossible not None, bint record):
+        """Update by every action and observation (-1: none) of a sequence, in place; a pass that fails stops half way.
+
+        With `correct_first` the first step only corrects, and takes no action. Returns the log-evidence of each step,
+        and the beliefs after each if a `record` is wanted: (offsets, states, values).
+        """
+        cdef CoreModel tables = as_model(model)
+        # Copies: no other thread writes to them while the kernel believes them checked.
+        cdef cnp.ndarray a = np.array(actions, np.intp, order="C", ndmin=1)
+        cdef cnp.ndarray o = np.array(observations, np.intp, order="C", ndmin=1)
+        cdef cnp.ndarray log_evidence = np.zeros(len(o)), offsets = None, states = None, values = None
+        cdef double relative = self.relative if prune is None else share(prune, "prune")
+        cdef Py_ssize_t room
+        cdef int status
+        cdef Pass p
+        cdef Workspace* w
+        check_on_impossible(on_impossible)
+        if len(a) != max(0, len(o) - correct_first):
+            raise ValueError(f"{len(a)} actions given for {len(o)} observations; expected "
+                             f"{max(0, len(o) - correct_first)}")
+        check_steps(a, "actions", 0, tables.n_actions)
+        check_steps(o, "observations", -1, tables.n_observations)
+        if not fits(self, tables):
+            refuse(self, tables)
+        p.step, p.n_steps, p.first_action = 0, len(o), correct_first
+        p.actions, p.observations = <Py_ssize_t*> cnp.PyArray_DATA(a), <Py_ssize_t*> cnp.PyArray_DATA(o)
+        p.log_evidence = <double*> cnp.PyArray_DATA(log_evidence)
+        p.n_recorded, p.room, p.offsets = 0, 0, NULL
+        if record:
+            offsets, states, values = np.zeros(len(o) + 1, np.int64), np.empty(0, np.int32), np.empty(0, self.dtype)
+            p.offsets = <int64_t*> cnp.PyArray_DATA(offsets)
+        if correct_first and p.n_steps > 0:
+            correct_only(self, model, &p, on_impossible)
+
+        enter(self, tables)
+        w = borrow(self.n_cells)
+        try:
+            if w == NULL:
+                raise MemoryError
+            while True:
+                with nogil:
+                    status = run(self, tables, &p, relative, w)
+                if status == 0:
+                    break
+                if status == NEEDS_ROOM:
+                    room = p.room + max(p.room, self.n_stored)
+                    states.resize(room, refcheck=False)
+                    values.resize(room, refcheck=False)
+                    p.states, p.values = <int32_t*> cnp.PyArray_DATA(states), <char*> cnp.PyArray_DATA(values)
+                    p.room = room
+                elif status == PAUSED:
+                    PyErr_CheckSignals()
+                else:
+                    self.writing = 0
+                    go_on(self, model, &p, relative, on_impossible, status)
+                    enter(self, tables)
+        finally:
+            if w != NULL:
+                give_back(w)
+            self.writing = 0
+        if record:
+            states.resize(p.offsets[p.n_steps], refcheck=False)
+            values.resize(p.offsets[p.n_steps], refcheck=False)
+        return log_evidence, (offsets, states, values) if record else None
 
     def predict(self, model, action):
         """Replace the belief by its prediction: b'(s') = sum_s T(s' | s, action) b(s), normalised, nothing pruned.
@@ -789,6 +869,90 @@ cdef Workspace* listing_workspace(CoreBelief self, Py_ssize_t n_entries, int bef
         give_back(w)
     self.writing = before
     raise MemoryError
+
+
+cdef inline double entries_to_meet(CoreBelief self, CoreModel model, Py_ssize_t action) noexcept nogil:
+    cdef Table* T = &model.tables[model.transition_of[action]]
+    return (<double> self.n_stored) * T.n_entries / T.n_rows
+
+
+cdef inline int advance(CoreBelief self, CoreModel model, Py_ssize_t action, Py_ssize_t observation, double relative,
+                 double entries, Workspace* w, double* log_evidence) noexcept nogil:
+    """One step by an action and an observation (-1: none) that are in range. What fails changes nothing."""
+    cdef Source source
+    cdef Likelihood L
+    cdef Posterior posterior
+    cdef Table* T = &model.tables[model.transition_of[action]]
+    cdef bint marked = T.offsets != NULL and self.storage <= BITMAP and entries < MARK_BELOW * self.n_cells
+    cdef int status
+    read_source(self, &source)
+    posterior.source_exponent = rescale(self, &source)
+    L.given, L.states, L.values, L.exponent, L.n = False, NULL, NULL, 0, 0
+    if observation >= 0:
+        read_likelihood(model, action, observation, &L)
+    status = step(self, &source, T, &L, w, marked, relative, &posterior)
+    log_evidence[0] = 0
+    if status == 0 and L.given:
+        log_evidence[0] = log_ratio(posterior.total, posterior.source_total) + L.exponent * LOG_2
+    return status
+
+
+cdef int run(CoreBelief self, CoreModel model, Pass* p, double relative, Workspace* w) noexcept nogil:
+    """Take step after step: to the end, or until one fails, the record is full or it is time for a pause."""
+    cdef Source source
+    cdef Py_ssize_t action, start
+    cdef double work = 0, entries
+    cdef int status
+    while True:
+        if p.offsets != NULL and p.n_recorded < p.step:  # the belief after the step before
+            start = p.offsets[p.n_recorded]
+            if start + self.n_stored > p.room:
+                return NEEDS_ROOM
+            read_source(self, &source)
+            if self.type_num == cnp.NPY_DOUBLE:
+                list_entries(<const double*> source.mass, &source, p.states + start, <double*> p.values + start)
+            else:
+                list_entries(<const float*> source.mass, &source, p.states + start, <float*> p.values + start)
+            p.n_recorded += 1
+            p.offsets[p.n_recorded] = start + self.n_stored
+        if p.step == p.n_steps:
+            return 0
+        if work > PAUSE_AFTER:
+            return PAUSED
+        action = p.actions[p.step - p.first_action]
+        entries = entries_to_meet(self, model, action)
+        work += 100 + entries
+        status = advance(self, model, action, p.observations[p.step], relative, entries, w, &p.log_evidence[p.step])
+        if status != 0:
+            return status
+        p.step += 1
+
+
+cdef int correct_only(CoreBelief self, model, Pass* p, str on_impossible) except -1:
+    """Take the first step without a transition."""
+    cdef Py_ssize_t o = p.observations[0]
+    try:
+        if o < 0:
+            self.normalize()
+        else:
+            p.log_evidence[0] = self.correct(model.likelihood(0, o), on_impossible=on_impossible)
+    except ValueError as error:
+        raise type(error)(f"step 0, observation {o}: {error}") from None
+    p.step = 1
+    return 0
+
+
+cdef int go_on(CoreBelief self, model, Pass* p, double relative, str on_impossible, int status) except -1:
+    """Take the step that failed as `on_impossible` wants it, or raise."""
+    cdef Py_ssize_t t = p.step, a = p.actions[t - p.first_action], o = p.observations[t]
+    try:
+        if status != NO_EVIDENCE or o < 0:
+            raise_status(status)
+        p.log_evidence[t] = self._on_impossible(model, a, o, on_impossible, relative)
+    except ValueError as error:
+        raise type(error)(f"step {t}: {error}") from None
+    p.step += 1
+    return 0
 
 
 cdef int step(CoreBelief self, const Source* source, const Table* T, const Likelihood* L, Workspace* w, bint marked,
@@ -904,7 +1068,18 @@ cdef int begin(CoreBelief self, int before) except -1:
     return 0
 
 
-cdef bint fits(CoreBelief self, CoreModel model) noexcept:
+cdef inline int enter(CoreBelief self, CoreModel model) except -1:
+    """`begin` with a belief that fits the model."""
+    if not fits(self, model):
+        refuse(self, model)
+    begin(self, 0)
+    if not fits(self, model):  # another thread came first
+        self.writing = 0
+        refuse(self, model)
+    return 0
+
+
+cdef inline bint fits(CoreBelief self, CoreModel model) noexcept:
     return self.type_num == model.type_num and self.n_cells == model.n_states
 
 
@@ -938,6 +1113,24 @@ cdef int raise_status(int status) except -1:
     if status == NOT_A_MEASURE:
         raise ValueError("belief whose sum overflows given; expected a finite sum")
     raise ValueError("no probability is left: all of it underflowed")
+
+
+cdef inline int check_on_impossible(str given) except -1:
+    if given != "raise" and given != "predict" and given != "likelihood":
+        raise ValueError(f"on_impossible={given!r} given; expected 'raise', 'predict' or 'likelihood'")
+    return 0
+
+
+cdef int check_steps(cnp.ndarray steps, str name, Py_ssize_t first, Py_ssize_t end) except -1:
+    """Raise with the first number outside [first, end); `steps` is 1-D, contiguous and of intp."""
+    cdef const Py_ssize_t* numbers = <const Py_ssize_t*> cnp.PyArray_DATA(steps)
+    cdef Py_ssize_t t
+    if cnp.PyArray_NDIM(steps) != 1:
+        raise ValueError(f"{name} of shape {np.shape(steps)} given; expected one number per step")
+    for t in range(cnp.PyArray_SIZE(steps)):
+        if not first <= numbers[t] < end:
+            raise ValueError(f"{name}[{t}] is {numbers[t]}; expected {first} to {end - 1}")
+    return 0
 
 
 cdef Py_ssize_t as_index(value, str name) except? -1:
