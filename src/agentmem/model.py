@@ -281,12 +281,12 @@ class Model(CoreModel):
 
     def transition(self, action: int) -> csr_array:
         """P(s' | s, action) as a new (S, S) scipy.sparse.csr_array. O(its entries)."""
-        return _matrix(self._table("transition", action), self.n_states)
+        return as_matrix(self._table("transition", action), self.n_states)
 
     def observation(self, action: int) -> csr_array:
         """P(o | s', action) as a new (S, O) scipy.sparse.csr_array. O(its entries)."""
         table = self._table("observation", action)
-        rows = _matrix(table, self.n_states)
+        rows = as_matrix(table, self.n_states)
         exponents: Any = table.exponents
         rows.data = np.ldexp(rows.data, np.repeat(exponents, np.diff(rows.indptr)))
         return rows.T.tocsr()
@@ -565,7 +565,7 @@ def _build(
             where = name if len(matrices) == 1 else f"{name}, action {action}"
             rows, dropped = _checked_rows(matrix, where, shape, *limits)
             entries, largest = entries + dropped[0], max(largest, dropped[1])
-            table = _table(rows, dtype, transposed)
+            table = as_table(rows, dtype, transposed=transposed)
             equal = (k for k, other in enumerate(tables) if _same(table, other))
             known[id(matrix)] = next(equal, len(tables))
             if known[id(matrix)] == len(tables):
@@ -622,7 +622,7 @@ def _transposed(rows: csr_matrix, tolerance: float) -> str:
     return "; all columns sum to 1: transposed?" if (np.abs(columns - 1) <= tolerance).all() else ""
 
 
-def _table(rows: csr_matrix, dtype: np.dtype[Any], transposed: bool) -> Table:
+def as_table(rows: csr_matrix, dtype: np.dtype[Any], *, transposed: bool = False) -> Table:
     """The smaller of CSR and dense. Observation tables have a row per observation, scaled to a maximum in [0.5, 1)."""
     exponents = None
     if transposed:
@@ -639,7 +639,7 @@ def _table(rows: csr_matrix, dtype: np.dtype[Any], transposed: bool) -> Table:
     return Table(rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data, exponents)
 
 
-def _matrix(table: Table, n_columns: int) -> csr_array:
+def as_matrix(table: Table, n_columns: int) -> csr_array:
     """A new csr_array of what a table stores, not scaled back."""
     from scipy.sparse import csr_array
 
