@@ -8,6 +8,7 @@ fails. Kernels hold the GIL for small work only, and borrow their workspaces fro
 from agentmem._core.array import CoreArray, one_writer
 from agentmem._core.belief import CoreBelief
 from agentmem._core.model import CoreModel
+from agentmem._core.policy import CoreSensors
 from agentmem._core.scratch import release_scratch, scratch_nbytes
 
-__all__ = ["CoreArray", "CoreBelief", "CoreModel", "one_writer", "release_scratch", "scratch_nbytes"]
+__all__ = ["CoreArray", "CoreBelief", "CoreModel", "CoreSensors", "one_writer", "release_scratch", "scratch_nbytes"]

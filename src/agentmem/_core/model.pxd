@@ -25,3 +25,5 @@ cdef class CoreModel:
 
 cdef int check_action(CoreModel model, Py_ssize_t action) except -1
 cdef int check_observation(CoreModel model, Py_ssize_t observation) except -1
+cdef int fill_table(Table* table, arrays, Py_ssize_t n_rows, Py_ssize_t n_columns, int type_num, bint scaled,
+                    str name) except -1

@@ -4,6 +4,18 @@ There is one workspace for each kernel that runs at the same moment, so one per 
 only touched under the GIL. A workspace grows to the largest model it has served and is kept until `release_scratch`.
 """
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
+from libc.string cimport memset
+
+cdef extern from *:
+    """
+    #if defined(_MSC_VER)
+    #include <intrin.h>
+    static int lowest_bit(unsigned long long w) { unsigned long i; _BitScanForward64(&i, w); return (int)i; }
+    #else
+    #define lowest_bit(w) __builtin_ctzll(w)
+    #endif
+    """
+    int lowest_bit(uint64_t word) noexcept nogil
 
 cdef Workspace* free_workspaces = NULL
 
@@ -69,6 +81,32 @@ cdef bint make_room(Workspace* workspace, Py_ssize_t n_found) noexcept nogil:
     workspace.found = <int32_t*> (block + 8 * room)
     workspace.n_found = room
     return True
+
+
+cdef Py_ssize_t list_touched(Workspace* w, Py_ssize_t n_states, int32_t* found) noexcept nogil:
+    """List the marked states in ascending order in `found`, and clear the marks. `found` must have room for all."""
+    cdef Py_ssize_t s, word_at, n = 0, n_summary = n_words(n_words(n_states))
+    cdef uint64_t above, word
+    for s in range(n_summary):
+        above = w.summary[s]
+        w.summary[s] = 0
+        while above:
+            word_at = s * 64 + lowest_bit(above)
+            above &= above - 1
+            word = w.touched[word_at]
+            w.touched[word_at] = 0
+            while word:
+                found[n] = <int32_t> (word_at * 64 + lowest_bit(word))
+                word &= word - 1
+                n += 1
+    return n
+
+
+cdef void clear(Workspace* w, Py_ssize_t n_states) noexcept nogil:
+    """Make sums and marks zero again, whatever is in them."""
+    memset(w.sums, 0, n_states * sizeof(double))
+    memset(w.touched, 0, n_words(n_states) * sizeof(uint64_t))
+    memset(w.summary, 0, n_words(n_words(n_states)) * sizeof(uint64_t))
 
 
 def scratch_nbytes():
