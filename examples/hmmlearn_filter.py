@@ -1,4 +1,4 @@
-"""Score a sequence under a hidden Markov model of 1,000 states: hmmlearn, then agentmem with the same arrays.
+"""Score a sequence under a hidden Markov model of 500 states: hmmlearn, then agentmem with the same arrays.
 
 Each state leads to five others. Both find the same log-likelihood and the same belief after the last symbol.
 """
@@ -11,7 +11,7 @@ from scipy import sparse
 
 import agentmem as am
 
-N_STATES, N_SYMBOLS, N_STEPS, N_TARGETS = 1_000, 20, 60, 5
+N_STATES, N_SYMBOLS, N_STEPS, N_TARGETS = 500, 20, 200, 5
 
 
 def main():
