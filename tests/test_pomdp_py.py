@@ -247,6 +247,8 @@ def test_equality_is_that_of_histograms():
     assert belief != SparseHistogram({"a": 0.5, "b": 0.5})
     assert belief != SparseHistogram({"a": 0.5, "c": 0.5}, belief.states)
     assert belief == SparseHistogram({"b": 0.5, "a": 0.5}, belief.states)
+    assert belief == SparseHistogram({"c": 0.0, "b": 0.5, "a": 0.5})
+    assert belief != SparseHistogram({"x": 0.5, "y": 0.5, "z": 0.0})
     assert belief != pomdp_py.Histogram({"a": 1.0})
     assert belief != probabilities
     with pytest.raises(TypeError, match="unhashable"):
@@ -436,6 +438,16 @@ def test_compiled_models_share_given_spaces():
     one, other = compile_model(grid_agent(3), states), compile_model(grid_agent(3), states)
     assert one.states is other.states is states
     assert other.belief(one.belief()).states is states
+
+
+def test_a_histogram_of_another_order_is_translated():
+    compiled, step = compile_model(grid_agent(3)), (SimpleAction("east"), SimpleObservation(1))
+    belief = compiled.belief({state: float(i) for i, state in enumerate(compiled.states)})
+    reordered = SparseHistogram(belief, reversed(compiled.states))
+    after = compiled.update(reordered, *step)
+    assert after.states is compiled.states
+    assert after == compiled.update(belief, *step)
+    assert after == compiled.update(reordered.get_histogram(), *step)
 
 
 @pytest.mark.parametrize(

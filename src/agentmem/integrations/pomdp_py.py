@@ -412,7 +412,7 @@ def _table(
     for row in rows:
         asked = everywhere
         if candidates is not None:
-            asked = np.array(sorted({columns.index(column) for column in candidates(row, action)}), np.intp)
+            asked = np.array(list({columns.index(column) for column in candidates(row, action)}), np.intp)
         p = np.fromiter((probability(columns[number], row, action) for number in asked), np.float64, len(asked))
         if not abs(p.sum() - 1) <= row_tolerance:
             raise ValueError(
