@@ -255,6 +255,15 @@ class SparseAgent:
             [maths.spm_log_single(maths.softmax(c if c.ndim == 2 else c[:, np.newaxis])) for c in preferences]
         )
 
+    @property
+    def qs(self) -> ObjectArray:
+        """What it believes about each factor: SparseBeliefs; what is set is made such."""
+        return self._qs
+
+    @qs.setter
+    def qs(self, qs: Any) -> None:
+        self._qs = self._beliefs(qs)
+
     def _uniform(self) -> ObjectArray:
         return object_array([SparseBelief.uniform(n, dtype=self._tables.dtype) for n in self.num_states])
 
@@ -271,7 +280,7 @@ class SparseAgent:
     def reset(self, init_qs: Any = None) -> ObjectArray:
         """Believe `init_qs`, else all states alike, and begin to count time anew. Returns the beliefs."""
         self.curr_timestep = 0
-        self.qs = self._uniform() if init_qs is None else self._beliefs(init_qs)
+        self.qs = self._uniform() if init_qs is None else init_qs
         return self.qs
 
     def infer_states(self, observation: Any, distr_obs: bool = False) -> ObjectArray:
@@ -292,7 +301,7 @@ class SparseAgent:
         if self.action is None:
             before, action = self._beliefs(self.D), None
         else:
-            before, action = self._beliefs(self.qs), self._controls(self.action)
+            before, action = self._qs, self._controls(self.action)
         try:
             beliefs = self._tables.infer(before, action, seen, self.prune)
         except ImpossibleObservation:
@@ -302,15 +311,15 @@ class SparseAgent:
                     "on_impossible='pymdp' goes on with the mix that pymdp makes of it"
                 ) from None
             beliefs = self._tables.mix(before, action, seen)
-        self.qs = object_array(beliefs)
+        self._qs = object_array(beliefs)
         if hasattr(self, "qs_hist"):
-            self.qs_hist.append(self.qs)
-        return self.qs
+            self.qs_hist.append(self._qs)
+        return self._qs
 
     def infer_policies(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The posterior over policies and the negative expected free energy of each, both (n_policies,)."""
         worth = self._tables.worth(
-            self._beliefs(self.qs),
+            self._qs,
             self._tree,
             self._utility if self.use_utility else None,
             None if self.I is None else self._inductive_costs(self.I),
@@ -370,7 +379,7 @@ class SparseAgent:
         return seen
 
     def _controls(self, action: Any) -> list[int]:
-        controls = [int(u) for u in np.ravel(action)]
+        controls = [int(u) for u in action]
         if len(controls) != self.num_factors or not all(
             0 <= u < n for u, n in zip(controls, self.num_controls, strict=True)
         ):
@@ -380,7 +389,7 @@ class SparseAgent:
     def _inductive_costs(self, stages: ObjectArray) -> list[NDArray[np.float64] | None]:
         """What each state of each factor costs for not being on the way to the goal; as pymdp reckons it."""
         costs: list[NDArray[np.float64] | None] = []
-        for belief, reached in zip(self._beliefs(self.qs), stages, strict=True):
+        for belief, reached in zip(self._qs, stages, strict=True):
             steps = np.flatnonzero(reached[:, belief.mode()] == 1)
             way = None if not len(steps) else reached[max(steps[0] - 1, 0)]
             costs.append(None if way is None else (1 - way) * math.log(1e-3))
