@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+import reference
 from agentmem.integrations.gymnasium import (
     ENVIRONMENTS,
     frozen_lake,
     make_env,
     model_from_env,
+    preferences_from_env,
+    sensor_table,
     world_from_env,
 )
 
@@ -180,6 +183,144 @@ def test_walks_are_possible_seeded_and_start_again():
             belief = belief * observation[:, world.observations[step, agent]]
             assert belief.sum() > 0
             belief = belief / belief.sum()
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_200_steps_with_a_noisy_sensor_are_those_of_a_dense_filter(name):
+    env, sensor = make_env(name)
+    world = world_from_env(env, sensor, name=name, agents=3, steps=200, seed=1)
+    model, transition, observation = model_from_env(env, sensor), dense_table(env), sensor.toarray()
+    for agent in range(3):
+        episodes = np.flatnonzero(world.restarts[:, agent])
+        for first, last in zip(episodes, [*episodes[1:], 200], strict=True):
+            actions, observations = world.actions[first:last, agent], world.observations[first:last, agent]
+            passed = model.filter(observations, actions, prune=0.0, beliefs=True)
+            stepped, dense = model.belief(), env.unwrapped.initial_state_distrib
+            for t, (action, seen) in enumerate(zip(actions, observations, strict=True)):
+                dense, log_evidence = reference.update(dense, transition[action], observation, seen)
+                assert abs(stepped.update(model, int(action), int(seen), prune=0.0) - log_evidence) < 1e-12
+                assert abs(passed.log_evidence[t] - log_evidence) < 1e-12
+                assert np.abs(stepped.to_dense() - dense).max() < 1e-12
+                assert np.abs(passed.beliefs[t].to_dense() - dense).max() < 1e-12
+
+
+# ---- vectors of readings, and rewards
+
+
+def test_vectors_of_readings_become_observations():
+    env = gymnasium.make("FrozenLake-v1")
+    table, readings = sensor_table(env, lambda state: np.array([state // 4, state % 2]))
+    assert list(readings) == [(row, odd) for row in range(4) for odd in (0, 1)]
+    assert list(readings.values()) == list(range(8))
+    dense = np.zeros((16, 8))
+    for state in range(16):
+        dense[state, readings[state // 4, state % 2]] = 1
+    assert np.array_equal(table.toarray(), dense)
+    model = model_from_env(env, table)
+    belief = model.belief()
+    belief.update(model, 2, readings[0, 1])  # right of the start
+    assert belief.indices.tolist() == [1]
+
+
+def test_the_taxi_reads_all_it_is_made_of():
+    env = gymnasium.make(max(spec for spec in gymnasium.registry if spec.startswith("Taxi-v")))
+    table, readings = sensor_table(env, lambda state: tuple(env.unwrapped.decode(state)))
+    assert len(readings) == 500
+    assert np.array_equal(table.toarray(), np.eye(500))  # states count up in lexical order
+    where, cells = sensor_table(env, lambda state: [*env.unwrapped.decode(state)][:2])
+    assert list(cells) == [(row, column) for row in range(5) for column in range(5)]
+    assert where.sum(axis=0).tolist() == [20.0] * 25
+
+
+def test_a_sensor_is_asked_once_per_state_for_any_ints():
+    asked = []
+
+    def sensor(state):
+        asked.append(state)
+        return [[True, -7], (False, 3)][state]
+
+    table, readings = sensor_table(environment(two_states()), sensor)
+    assert asked == [0, 1]
+    assert readings == {(0, 3): 0, (1, -7): 1}
+    assert table.toarray().tolist() == [[0.0, 1.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("sensor", "says"),
+    [
+        (lambda state: state, r"sensor\(0\) has shape \(\) and dtype int64; expected a vector of ints"),
+        (lambda state: [0.5], r"sensor\(0\) has shape \(1,\) and dtype float64; expected a vector of ints"),
+        (lambda state: [], r"sensor\(0\) has shape \(0,\)"),
+        (lambda state: [[1]], r"sensor\(0\) has shape \(1, 1\)"),
+        (lambda state: [1] * (state + 1), r"sensor\(1\) has shape \(2,\) and dtype int64; expected 1 ints"),
+        (lambda state: ["red"], r"sensor\(0\) has shape \(1,\) and dtype <U3"),
+    ],
+)
+def test_a_sensor_of_anything_else_is_refused(sensor, says):
+    with pytest.raises(ValueError, match=says):
+        sensor_table(environment(two_states()), sensor)
+
+
+def dense_preferences(env, observation):
+    """The formula, by the obvious loops."""
+    table = env.unwrapped.P
+    ends = {entry[1] for row in table.values() for entries in row.values() for entry in entries if entry[3]}
+    rewards = []
+    for arrived in table:
+        ways = [
+            (probability, reward)
+            for state in set(table) - ends
+            for entries in table[state].values()
+            for probability, target, reward, _ in entries
+            if target == arrived
+        ]
+        total = sum(probability for probability, _ in ways)
+        rewards.append(sum(probability * reward for probability, reward in ways) / total if total else 0.0)
+    seen = observation.sum(axis=0)
+    return np.array(rewards), np.array(rewards) @ observation / seen
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_preferences_are_mean_rewards(name):
+    env, sensor = make_env(name)
+    of_states, of_observations = dense_preferences(env, sensor.toarray())
+    assert np.ptp(of_states) > 0
+    np.testing.assert_allclose(preferences_from_env(env), of_states, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(preferences_from_env(env, sensor), of_observations, rtol=1e-12, atol=1e-15)
+
+
+def test_the_goal_of_the_lake_is_preferred():
+    env = gymnasium.make("FrozenLake-v1")
+    assert preferences_from_env(env).tolist() == [0.0] * 15 + [1.0]
+    rows, _ = sensor_table(env, lambda state: [state // 4])
+    assert preferences_from_env(env, rows).tolist() == [0.0, 0.0, 0.0, 0.25]
+
+
+def test_the_cliff_is_not_preferred():
+    """Who falls is back at the start: 10 ways from above, 1 from beside, and the table has 28 out of the cliff itself."""
+    preferred = preferences_from_env(gymnasium.make("CliffWalking-v1"))
+    assert preferred.argmin() == 36
+    assert preferred[36] == (39 * -100 + 4 * -1) / 43
+    assert set(np.delete(preferred, 36)) == {-1.0, 0.0}
+
+
+def test_an_observation_that_no_state_shows_is_worth_nothing():
+    env = environment({0: {0: [(1.0, 1, 5, False)]}, 1: {0: [(1.0, 0, -3, False)]}})
+    assert preferences_from_env(env).tolist() == [-3.0, 5.0]
+    assert preferences_from_env(env, [[1.0, 0.0, 0.0], [0.5, 0.0, 0.5]]).tolist() == [-0.5 / 1.5, 0.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({0: {0: [(1.0, 0)]}}, "P is not"),
+        ({0: {0: [(1.0, 0, "much", False)]}}, "P is not"),
+        ({0: {0: [(1.0, 0, float("inf"), False)]}}, "rewards of state 0 in P sum to inf; expected finite"),
+    ],
+)
+def test_rewards_that_are_none_are_refused(table, says):
+    with pytest.raises(ValueError, match=says):
+        preferences_from_env(environment(table))
 
 
 def test_the_taxi_is_seen_and_its_passenger_is_not():

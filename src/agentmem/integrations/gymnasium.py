@@ -1,6 +1,7 @@
 """Environments of gymnasium with a table `P` (FrozenLake, Taxi, CliffWalking), as models and as worlds.
 
-`model_from_env` reads any object with such a table and needs no gymnasium; `make_env` and `frozen_lake` do.
+`model_from_env`, `sensor_table` and `preferences_from_env` read any object with such a table and need no gymnasium;
+`make_env` and `frozen_lake` do.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def model_from_env(env: Any, observation: Observation = None, *, dtype: DTypeLik
     ----------
     env : gymnasium.Env or any object with a table P
     observation : (S, O) array or sparse matrix, or a function state -> (O,) probabilities
-        P(reading | state). None: the state itself is read.
+        P(reading | state). None: the state itself is read. `sensor_table` makes one of vectors of readings.
     dtype : float64 or float32, of the model
 
     Raises
@@ -50,6 +51,111 @@ def model_from_env(env: Any, observation: Observation = None, *, dtype: DTypeLik
     transition = _transition_tables(env)
     table = _observation_table(observation, transition[0].shape[0])
     return Model(transition, table, _initial(env), dtype=dtype)
+
+
+def sensor_table(
+    env: Any, sensor: Callable[[int], ArrayLike]
+) -> tuple[sparse.csr_array, dict[tuple[int, ...], int]]:
+    """What a sensor without noise reads in each state, as an observation matrix.
+
+    A `Model` has one observation, so each distinct vector of readings becomes one. For a matrix per
+    modality (the A of active inference, transposed) call this once for each.
+
+    Parameters
+    ----------
+    env : gymnasium.Env or any object with a table P
+    sensor : function state -> (M,) ints
+        The readings in that state, as many in every state. It is called once per state.
+
+    Returns
+    -------
+    table : (S, O) csr_array
+        P(observation | state), ones and zeros: the `observation` of `model_from_env`.
+    readings : dict of tuple of int -> int
+        The number of each vector, in lexical order: ``list(readings)[observation]`` is the vector.
+
+    Raises
+    ------
+    TypeError
+        If there is no table P.
+    ValueError
+        If the sensor returns anything else.
+
+    Examples
+    --------
+    >>> import gymnasium
+    >>> env = gymnasium.make("FrozenLake-v1")
+    >>> table, readings = sensor_table(env, lambda state: (state // 4, state % 4 == 0))
+    >>> table.shape, readings[2, 0]
+    ((16, 8), 4)
+    >>> belief = model_from_env(env, table).belief()
+    """
+    n_states = _transition_tables(env)[0].shape[0]
+    rows: list[NDArray[Any]] = []
+    for state in range(n_states):
+        row = np.asarray(sensor(state))
+        if row.ndim != 1 or row.dtype.kind not in "biu" or row.size != (rows[0].size if rows else row.size or -1):
+            expected = f"{rows[0].size} ints" if rows else "a vector of ints"
+            raise ValueError(f"sensor({state}) has shape {row.shape} and dtype {row.dtype}; expected {expected}")
+        rows.append(row.astype(np.int64))
+    distinct, observed = np.unique(np.array(rows), axis=0, return_inverse=True)
+    table = sparse.csr_array(
+        (np.ones(n_states), observed.ravel(), np.arange(n_states + 1)), shape=(n_states, len(distinct))
+    )
+    return table, {tuple(row): k for k, row in enumerate(distinct.tolist())}
+
+
+def preferences_from_env(env: Any, observation: Observation = None) -> NDArray[np.float64]:
+    """How much reward each observation stands for, as preferences over observations (the C of active inference).
+
+    The reward of a state s' is the mean over the table's entries that lead there, each weighted by its probability:
+    r(s') = sum_{s, a} P(s' | s, a) R(s, a, s') / sum_{s, a} P(s' | s, a), and 0 where none leads. Entries out of
+    states in which episodes end do not count, as nobody takes them. An observation stands for the mean over the states
+    that show it, C(o) = sum_s' r(s') P(o | s') / sum_s' P(o | s'), and for 0 where none does.
+
+    Parameters
+    ----------
+    env, observation
+        As in `model_from_env`. None: the state itself is observed, and C is r.
+
+    Returns
+    -------
+    (O,) float64, in units of reward
+
+    Raises
+    ------
+    TypeError
+        If there is no table P.
+    ValueError
+        If the table is not one or has a reward that is not finite, or the observation does not fit it.
+
+    Examples
+    --------
+    >>> import gymnasium
+    >>> preferences_from_env(gymnasium.make("FrozenLake-v1")).nonzero()
+    (array([15]),)
+    """
+    transition = _transition_tables(env)
+    n_states, P = transition[0].shape[0], _unwrapped(env).P
+    table = _observation_table(observation, n_states)
+    try:
+        entries = [
+            (state, float(probability), index(target), float(reward), bool(done))
+            for state in range(n_states)
+            for action in range(len(transition))
+            for probability, target, reward, done in P[state][action]
+        ]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"P is not P[s][a] = [(probability, next state, reward, done), ...]: {error}") from None
+    ends = {target for _, probability, target, _, done in entries if done and probability > 0}
+    gained, weight = np.zeros(n_states), np.zeros(n_states)
+    for state, probability, target, reward, _ in entries:
+        if state not in ends:
+            gained[target] += probability * reward
+            weight[target] += probability
+    if len(wrong := np.flatnonzero(~np.isfinite(gained))):
+        raise ValueError(f"rewards of state {wrong[0]} in P sum to {gained[wrong[0]]}; expected finite ones")
+    return _ratio(table.T @ _ratio(gained, weight), table.T @ np.ones(n_states))
 
 
 def world_from_env(
@@ -200,6 +306,13 @@ def _observation_table(observation: Observation, n_states: int) -> sparse.csr_ar
     if table.ndim != 2 or table.shape[0] != n_states:
         raise ValueError(f"observation has shape {table.shape}; expected (S, O) with S = {n_states}")
     return sparse.csr_array(table)
+
+
+def _ratio(total: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.float64]:
+    """total / weight, and 0 without weight."""
+    means = np.zeros(len(weight))
+    np.divide(total, weight, out=means, where=weight > 0)
+    return means
 
 
 def _unwrapped(env: Any) -> Any:
