@@ -228,9 +228,6 @@ class SparseHistogram(pomdp_py.Histogram):
     def __copy__(self) -> Self:
         return self.from_belief(self._belief.copy(), self.states)
 
-    def __deepcopy__(self, memo: Any) -> Self:
-        return self.__copy__()
-
     def __reduce__(self) -> tuple[Any, ...]:
         return self.from_belief, (self._belief, self.states)
 
