@@ -50,6 +50,8 @@ class Tree:
     def of(cls, policies: Sequence[NDArray[Any]], num_controls: Sequence[int]) -> Self:
         for k, policy in enumerate(policies):
             given = np.asarray(policy)
+            if not np.array_equal(given, given.astype(int)):
+                raise ValueError(f"policy {k} of {given.ravel()} given; expected whole numbers")
             if given.ndim != 2 or given.shape[1] != len(num_controls) or not len(given):
                 raise ValueError(f"policy {k} of shape {given.shape} given; expected (policy_len, {len(num_controls)})")
             if not ((given >= 0) & (given < num_controls)).all():
@@ -282,8 +284,8 @@ class Factors:
 def read_tables(
     A: Any, B: Any, A_factor_list: Sequence[Sequence[int]] | None, B_factor_list: Sequence[Sequence[int]] | None
 ) -> OneFactor | Factors:
-    likelihoods = [_by_joint_state(a) for a in ([A] if _is_array(A) else A)]
-    is_one_factor = _is_array(B) or (len(B) > 0 and sparse.issparse(B[0]))
+    likelihoods = [_by_joint_state(a) for a in ([A] if is_table(A) else A)]
+    is_one_factor = is_table(B) or (len(B) > 0 and sparse.issparse(B[0]))
     transitions = [_by_control(b) for b in ([B] if is_one_factor else B)]
     if not likelihoods or not transitions:
         raise ValueError(f"A of {len(likelihoods)} modalities and B of {len(transitions)} factors given")
@@ -319,7 +321,7 @@ def _by_joint_state(a: Any) -> Any:
 
 def _by_control(b: Any) -> list[Any]:
     """One factor's B as a (S', joint states) csr_array of float64 for each control."""
-    if not _is_array(b):
+    if not is_table(b):
         return [_csr(table) for table in b]
     table = b if _is_sparse(b) else np.asarray(b, dtype=np.float64)
     if table.ndim < 3:
@@ -327,13 +329,9 @@ def _by_control(b: Any) -> list[Any]:
     return [_csr(table[..., u].reshape(table.shape[0], -1)) for u in range(table.shape[-1])]
 
 
-def _is_array(given: Any) -> bool:
+def is_table(given: Any) -> bool:
     """One table, rather than a sequence of them."""
     return _is_sparse(given) or (isinstance(given, np.ndarray) and given.dtype != object)
-
-
-def is_object_array(given: Any) -> bool:
-    return isinstance(given, np.ndarray) and given.dtype == object
 
 
 def _is_sparse(table: Any) -> bool:
@@ -397,6 +395,8 @@ def _reached(goal: Any, tables: Iterable[Any], threshold: float, depth: int) -> 
     `tables` are P(s' | s) by rows s. pymdp walks from the goal along transitions, not against them; so do we.
     """
     link = reduce(lambda a, b: a + b, [sparse.csr_array(table > threshold).astype(np.float64) for table in tables])
+    if np.shape(goal) != (link.shape[0],):
+        raise ValueError(f"H of shape {np.shape(goal)} given; expected ({link.shape[0]},)")
     reached = np.zeros((depth, link.shape[0]))
     reached[0] = goal
     for step in range(1, depth):

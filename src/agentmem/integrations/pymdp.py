@@ -20,7 +20,6 @@ except ImportError as missing:
     message = "pymdp is not installed: pip install 'agentmem-native[pymdp]'"
     raise ImportError(message, name=missing.name) from missing
 
-from agentmem.array import SparseArray
 from agentmem.belief import SparseBelief
 from agentmem.errors import ImpossibleObservation
 from agentmem.integrations._pymdp_tables import (
@@ -28,7 +27,7 @@ from agentmem.integrations._pymdp_tables import (
     ObjectArray,
     OneFactor,
     Tree,
-    is_object_array,
+    is_table,
     object_array,
     read_tables,
 )
@@ -133,6 +132,8 @@ class SparseAgent:
 
         Raises ValueError for a model whose observations depend on the action, which pymdp's A cannot say.
         """
+        if not isinstance(model, Model):
+            raise TypeError(f"model of type {type(model).__name__} given; expected an agentmem.Model")
         _refuse_unsupported(options)
         agent = cls.__new__(cls)
         agent._begin(OneFactor(model), C, model.belief() if D is None else D, E, H, **options)
@@ -215,6 +216,8 @@ class SparseAgent:
         self.E = np.full(len(policies), 1 / len(policies)) if E is None else np.asarray(E, dtype=np.float64)
         if self.E.shape != (len(policies),):
             raise ValueError(f"E of shape {self.E.shape} given; expected ({len(policies)},), one for each policy")
+        if not (np.isfinite(self.E) & (self.E >= 0)).all():
+            raise ValueError(f"E of {self.E} given; expected finite numbers of at least 0")
         self.H = H
         self.I = None if H is None else tables.induction(_items(H, self.num_factors, "H"), ii_threshold, ii_depth)
         if save_belief_hist:
@@ -249,6 +252,8 @@ class SparseAgent:
         for m, (c, n) in enumerate(zip(preferences, self.num_obs, strict=True)):
             if c.ndim not in (1, 2) or len(c) != n or (c.ndim == 2 and c.shape[1] < self._tree.depth):
                 raise ValueError(f"C of modality {m} has shape {c.shape}; expected ({n},) or ({n}, policy_len)")
+            if not np.isfinite(c).all():
+                raise ValueError(f"C of modality {m} has {c[~np.isfinite(c)][0]}; expected finite numbers")
             c.flags.writeable = False
         self._C = object_array(preferences)
         self._utility = self._tables.utility(
@@ -256,7 +261,7 @@ class SparseAgent:
         )
 
     @property
-    def qs(self) -> ObjectArray:
+    def qs(self) -> Any:
         """What it believes about each factor: SparseBeliefs; what is set is made such."""
         return self._qs
 
@@ -361,16 +366,18 @@ class SparseAgent:
 
     def _readings(self, observation: Any, distr_obs: bool) -> list[Any]:
         """What each modality reads: an int, or a (O,) float64 distribution."""
-        one = self.num_modalities == 1 and np.ndim(observation) == (1 if distr_obs else 0)
-        readings = [observation] if one and not is_object_array(observation) else list(observation)
+        if distr_obs:
+            readings = _items(observation, self.num_modalities, "observation")
+        else:
+            readings = list(observation) if np.ndim(observation) else [observation]
         if len(readings) != self.num_modalities:
             raise ValueError(f"observation of {len(readings)} readings given; expected {self.num_modalities}")
         seen: list[Any] = []
         for m, (reading, n) in enumerate(zip(readings, self.num_obs, strict=True)):
             if distr_obs:
                 weights = np.asarray(reading, dtype=np.float64)
-                if weights.shape != (n,) or not (weights >= 0).all() or not weights.sum() < np.inf:
-                    raise ValueError(f"modality {m}: distribution of shape {weights.shape} given; expected ({n},)")
+                if weights.shape != (n,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+                    raise ValueError(f"modality {m}: {weights} given; expected ({n},) finite weights of at least 0")
                 seen.append(weights)
             else:
                 if not 0 <= operator.index(reading) < n:
@@ -400,7 +407,7 @@ def _refuse_unsupported(options: dict[str, Any]) -> None:
     """Take pymdp's options that have no use here out of `options`; raise for those that ask for more."""
     for name, (harmless, why) in UNSUPPORTED.items():
         value = options.pop(name, harmless)
-        if value is not harmless and value != harmless:
+        if value is not None and (not np.isscalar(value) or value != harmless):  # None is pymdp's "not at all"
             raise NotImplementedError(f"{name}={value!r:.40} given: {why}")
     for name in IGNORED & options.keys():
         del options[name]
@@ -416,10 +423,9 @@ def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def _items(given: Any, n: int, name: str) -> list[Any]:
-    """The n arrays of a sequence of them; of a bare one if n is 1."""
-    plain = np.ndim(given) > 0 and not is_object_array(given) and np.ndim(given[0]) == 0
-    bare = plain or isinstance(given, SparseArray)
-    items = [given] if bare else list(given)
+    """The n arrays of a sequence of them, or the one that is given bare."""
+    is_numbers = not is_table(given) and len(given) > 0 and all(np.ndim(item) == 0 for item in given)
+    items = [given] if is_table(given) or is_numbers else list(given)
     if len(items) != n:
         raise ValueError(f"{name} of {len(items)} arrays given; expected {n}")
     return items
