@@ -261,7 +261,7 @@ class SparseAgent:
         )
 
     @property
-    def qs(self) -> Any:
+    def qs(self) -> ObjectArray:
         """What it believes about each factor: SparseBeliefs; what is set is made such."""
         return self._qs
 
@@ -285,8 +285,8 @@ class SparseAgent:
     def reset(self, init_qs: Any = None) -> ObjectArray:
         """Believe `init_qs`, else all states alike, and begin to count time anew. Returns the beliefs."""
         self.curr_timestep = 0
-        self.qs = self._uniform() if init_qs is None else init_qs
-        return self.qs
+        self._qs = self._uniform() if init_qs is None else self._beliefs(init_qs)
+        return self._qs
 
     def infer_states(self, observation: Any, distr_obs: bool = False) -> ObjectArray:
         """The beliefs about each factor, after the last action and this observation.
