@@ -10,6 +10,7 @@ The house, in import order:
 ``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps
 ``model``              `Model`: transition and observation tables with a prior, shared by all beliefs
 ``profiler``           what a change costs and saves, measured (not imported here)
+``formats``            readers of public model files: `.POMDP` (not imported here)
 ``integrations``       worlds and agents of other libraries (not imported here)
 ``cli``                the command ``agentmem``
 =====================  =====================================================================================

@@ -10,5 +10,15 @@ from agentmem._core.belief import CoreBelief
 from agentmem._core.model import CoreModel
 from agentmem._core.policy import CoreSensors
 from agentmem._core.scratch import release_scratch, scratch_nbytes
+from agentmem._core.text import Scanner
 
-__all__ = ["CoreArray", "CoreBelief", "CoreModel", "CoreSensors", "one_writer", "release_scratch", "scratch_nbytes"]
+__all__ = [
+    "CoreArray",
+    "CoreBelief",
+    "CoreModel",
+    "CoreSensors",
+    "Scanner",
+    "one_writer",
+    "release_scratch",
+    "scratch_nbytes",
+]
