@@ -10,6 +10,9 @@ the storage, or on the thread.
 
 Until emit has its memory the belief is only read: what fails leaves it as it was, and leaves the workspace clean. From
 there on nothing can fail, and the old content is overwritten. Other threads are kept out meanwhile (`begin`).
+
+`update` is one `advance`; a pass over a sequence (`_filter`) is a loop of them that Python is only asked into for more
+memory, for signals, and where an observation is impossible.
 """
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
@@ -703,7 +706,8 @@ cdef class CoreBelief(CoreArray):
         Notes
         -----
         O(entries of T in the rows of the support). Allocates the new content and nothing else. Releases the GIL when
-        the work is worth it; a second thread that writes this belief meanwhile gets RuntimeError.
+        the work is worth it; a second thread that writes this belief meanwhile gets RuntimeError. `Model.filter` takes
+        a whole sequence at once.
         """
         cdef Workspace* w
         cdef CoreModel tables = as_model(model)
@@ -748,6 +752,7 @@ cdef class CoreBelief(CoreArray):
         cdef double relative = self.relative if prune is None else share(prune, "prune")
         cdef Py_ssize_t room
         cdef int status
+        cdef bint inside = True
         cdef Pass p
         cdef Workspace* w
         check_on_impossible(on_impossible)
@@ -761,7 +766,7 @@ cdef class CoreBelief(CoreArray):
         p.step, p.n_steps, p.first_action = 0, len(o), correct_first
         p.actions, p.observations = <Py_ssize_t*> cnp.PyArray_DATA(a), <Py_ssize_t*> cnp.PyArray_DATA(o)
         p.log_evidence = <double*> cnp.PyArray_DATA(log_evidence)
-        p.n_recorded, p.room, p.offsets = 0, 0, NULL
+        p.n_recorded, p.room, p.offsets, p.states, p.values = 0, 0, NULL, NULL, NULL
         if record:
             offsets, states, values = np.zeros(len(o) + 1, np.int64), np.empty(0, np.int32), np.empty(0, self.dtype)
             p.offsets = <int64_t*> cnp.PyArray_DATA(offsets)
@@ -787,13 +792,15 @@ cdef class CoreBelief(CoreArray):
                 elif status == PAUSED:
                     PyErr_CheckSignals()
                 else:
-                    self.writing = 0
+                    self.writing, inside = 0, False
                     go_on(self, model, &p, relative, on_impossible, status)
                     enter(self, tables)
+                    inside = True
         finally:
             if w != NULL:
                 give_back(w)
-            self.writing = 0
+            if inside:
+                self.writing = 0
         if record:
             states.resize(p.offsets[p.n_steps], refcheck=False)
             values.resize(p.offsets[p.n_steps], refcheck=False)
@@ -877,8 +884,8 @@ cdef inline double entries_to_meet(CoreBelief self, CoreModel model, Py_ssize_t 
 
 
 cdef inline int advance(CoreBelief self, CoreModel model, Py_ssize_t action, Py_ssize_t observation, double relative,
-                 double entries, Workspace* w, double* log_evidence) noexcept nogil:
-    """One step by an action and an observation (-1: none) that are in range. What fails changes nothing."""
+                        double entries, Workspace* w, double* log_evidence) noexcept nogil:
+    """One step by an action and an observation (-1: none) that are in range, with so many entries of T to meet."""
     cdef Source source
     cdef Likelihood L
     cdef Posterior posterior
