@@ -297,7 +297,7 @@ def test_the_goal_of_the_lake_is_preferred():
 
 
 def test_the_cliff_is_not_preferred():
-    """Who falls is back at the start: 10 ways from above, 1 from beside, and the table has 28 out of the cliff itself."""
+    """Who falls is back at the start: 10 ways from above, 1 from beside, and 28 more out of the cliff itself."""
     preferred = preferences_from_env(gymnasium.make("CliffWalking-v1"))
     assert preferred.argmin() == 36
     assert preferred[36] == (39 * -100 + 4 * -1) / 43
