@@ -26,7 +26,7 @@ from agentmem.model import Model
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-PIECE = 1 << 19  # bytes of text that are tokens at the same time; 13 bytes a token
+PIECE = 1 << 18  # bytes of text that are tokens at the same time, at most 13 bytes of them for each
 MOST = 2**31 - 1  # states, actions or observations
 ANY, UNKNOWN = -1, -2  # what `*`, and what makes no sense, counts as among the indices
 
