@@ -31,8 +31,9 @@ from agentmem.model import Model, as_matrix, as_table
 ObjectArray = NDArray[Any]  # of dtype object, as pymdp holds one item per factor or modality
 
 NEGLIGIBLE = np.exp(-16)  # to pymdp, a joint state below it gains no information; added inside that log
-# pymdp adds 1e-16 to likelihood and prior before taking logs: what is smaller than that came from there.
-DUST = 1e-15
+# pymdp adds 1e-16 to likelihood and prior before taking logs; divided by the evidence, that is what is below this share
+# of a belief's largest entry.
+DUST = 1e-12
 
 
 class Tree:
@@ -198,8 +199,8 @@ class Factors:
             if likelihood @ _joint(prior, factors) == 0:
                 raise ImpossibleObservation("a modality's likelihood is zero wherever the prior is not")
         beliefs = []
-        for q, p in zip(self._iterate(prior, likelihoods), prior, strict=True):
-            belief = SparseBelief(np.where((p > 0) & (q > DUST * q.max()), q, 0))
+        for q in self._iterate(prior, likelihoods):
+            belief = SparseBelief(without_dust(q))
             belief.prune(relative=prune)
             beliefs.append(belief)
         return beliefs
@@ -351,6 +352,11 @@ def _check_stochastic(table: Any, extents: Sequence[int], name: str) -> None:
     if len(off := np.flatnonzero(~(np.abs(sums - 1) <= 1e-5))):
         at = tuple(int(x) for x in np.unravel_index(off[0], extents))
         raise ValueError(f"{name}, state {at}: sums to {sums[off[0]]:.12g}; expected 1")
+
+
+def without_dust(q: NDArray[Any]) -> NDArray[Any]:
+    """A belief of pymdp without what its 1e-16 inside logs put there."""
+    return np.where(q > DUST * q.max(), q, 0)
 
 
 def object_array(items: Sequence[Any]) -> ObjectArray:

@@ -30,6 +30,7 @@ from agentmem.integrations._pymdp_tables import (
     is_table,
     object_array,
     read_tables,
+    without_dust,
 )
 from agentmem.model import Model
 
@@ -149,7 +150,7 @@ class SparseAgent:
         kept |= {name: getattr(agent, name) for name in KEPT} | agent.edge_handling_params
         made = cls(agent.A, agent.B, agent.C, agent.D, agent.E, **(kept | options))
         made.H, made.I = agent.H, agent.I  # not inferred again: the agent's depth and threshold are not kept
-        made.reset(agent.qs)
+        made.qs = [without_dust(np.asarray(q)) for q in agent.qs]
         for name in ("action", "curr_timestep", "q_pi", "G"):
             if hasattr(agent, name):
                 setattr(made, name, copy.deepcopy(getattr(agent, name)))
@@ -274,18 +275,23 @@ class SparseAgent:
 
     def _beliefs(self, qs: Any) -> ObjectArray:
         """Beliefs about each factor as SparseBeliefs; those that are already are not copied."""
-        beliefs = [b if isinstance(b, SparseBelief) else SparseBelief(b, dtype=self._tables.dtype) for b in qs]
+        dtype = self._tables.dtype
+        beliefs = [b if isinstance(b, SparseBelief) and b.dtype == dtype else SparseBelief(b, dtype=dtype) for b in qs]
+        if len(beliefs) != self.num_factors:
+            raise ValueError(f"{len(beliefs)} beliefs given; expected {self.num_factors}, one for each factor")
         for f, (b, n) in enumerate(zip(beliefs, self.num_states, strict=True)):
             if b.shape != (n,):
                 raise ValueError(f"belief about factor {f} of shape {b.shape} given; expected ({n},)")
+            if not abs(b.sum() - 1) <= 1e-5:
+                raise ValueError(f"belief about factor {f} sums to {b.sum():.12g}; expected 1")
         return object_array(beliefs)
 
     # ---- pymdp's verbs
 
     def reset(self, init_qs: Any = None) -> ObjectArray:
         """Believe `init_qs`, else all states alike, and begin to count time anew. Returns the beliefs."""
-        self.curr_timestep = 0
         self._qs = self._uniform() if init_qs is None else self._beliefs(init_qs)
+        self.curr_timestep = 0
         return self._qs
 
     def infer_states(self, observation: Any, distr_obs: bool = False) -> ObjectArray:
@@ -357,7 +363,10 @@ class SparseAgent:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        for shared in (self._tables, self._tree, self._utility, self.policies, self.I):
+        for shared in (
+            self._tables, self._tree, self._C, self._utility, self.policies, self.I, self.num_obs, self.num_states,
+            self.num_controls, self.A_factor_list, self.B_factor_list, self.control_fac_idx,
+        ):  # fmt: skip
             memo[id(shared)] = shared
         other.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return other
@@ -408,7 +417,7 @@ def _refuse_unsupported(options: dict[str, Any]) -> None:
     for name, (harmless, why) in UNSUPPORTED.items():
         value = options.pop(name, harmless)
         if value is not None and (not np.isscalar(value) or value != harmless):  # None is pymdp's "not at all"
-            raise NotImplementedError(f"{name}={value!r:.40} given: {why}")
+            raise NotImplementedError(f"{name}{f'={value!r}' if np.isscalar(value) else ''} given: {why}")
     for name in IGNORED & options.keys():
         del options[name]
     known = SparseAgent._begin.__kwdefaults__ or {}
