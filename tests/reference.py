@@ -282,3 +282,31 @@ def same_environment():
     """The environment of a child that imports the same agentmem and the same tests as this process."""
     paths = [str(Path(agentmem.__file__).parents[1]), str(Path(__file__).parent)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+# ---- the worth of policies: T is a list of (S, S), A a list of (S, n_observations), both with rows s
+
+
+def expected_free_energy(p, T, A, policies, *, value=None, extra=None, information=True):
+    """What each policy, a sequence of actions, is worth from the masses p: its negative expected free energy.
+
+    `value` (1 or depth, S) and `extra` (S,) say what being in a state is worth. States of up to e**-16 gain no
+    information.
+    """
+    negligible, worths = math.exp(-16), []
+    for policy in policies:
+        q, worth = np.asarray(p, dtype=np.float64), 0.0
+        for depth, action in enumerate(policy):
+            q = q @ T[action]
+            if value is not None:
+                worth += q @ value[min(depth, len(value) - 1)]
+            if extra is not None:
+                worth += q @ extra
+            if information:
+                counted = np.where(q > negligible, q, 0.0)
+                for Z in A:
+                    seen = counted @ Z
+                    ambiguity = (Z * np.log(Z + negligible)).sum(axis=1)
+                    worth += counted @ ambiguity - seen @ np.log(seen + 1e-16)
+        worths.append(worth)
+    return np.array(worths)
