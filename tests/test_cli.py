@@ -74,12 +74,15 @@ def test_compare_prints_and_writes_what_it_measured(tmp_path):
     [
         ("env", "FrozenLake", 16, "FrozenLake-v1"),
         ("env", "FrozenLake-v1", 16, "FrozenLake-v1"),
+        ("env", "frozenlake", 16, "FrozenLake-v1"),
+        ("env", "FROZENLAKE-V1", 16, "FrozenLake-v1"),
         ("env", "Taxi", 500, "Taxi-v"),
         ("env", "CliffWalking", 48, "CliffWalking-v"),
         ("states", 1, 1, "1 x 1"),
         ("states", 2, 2, "1 x 2"),
         ("states", 50, 49, "7 x 7"),
         ("states", 1000, 992, "32 x 31"),
+        ("states", "1e3", 992, "32 x 31"),
     ],
 )
 def test_compare_makes_the_world_it_was_asked_for(option, value, states, name, measured, tmp_path):
@@ -91,8 +94,9 @@ def test_compare_makes_the_world_it_was_asked_for(option, value, states, name, m
     assert world.name.startswith(name)
     assert world.actions.shape == (5, 2)
     assert configurations == tradeoff.standard_configurations()
-    parameters = {"env": None, "states": None, "prune": None, "agents": 2, "steps": 5, "seed": 7}
-    assert json.loads(path.read_text())["parameters"] == {**parameters, option: value}
+    parameters = {"file": None, "env": None, "states": None, "prune": None, "agents": 2, "steps": 5, "seed": 7}
+    given = {"1e3": 1000}.get(value, value)
+    assert json.loads(path.read_text())["parameters"] == {**parameters, option: given}
 
 
 def test_demo_is_the_frozen_lake(measured, tmp_path):
@@ -108,6 +112,69 @@ def test_demo_is_the_frozen_lake(measured, tmp_path):
     assert record["parameters"] == {"agents": 20, "steps": 200, "seed": 0}
 
 
+TIGER = """discount: 0.95
+values: reward
+states: left right
+actions: listen open
+observations: hear-left hear-right
+start: 0.25 0.75
+T: listen
+identity
+T: open
+uniform
+O: listen
+0.85 0.15
+0.15 0.85
+O: open
+uniform
+"""
+
+
+def test_compare_walks_through_a_file(measured, tmp_path):
+    path, out = tmp_path / "tiger.pomdp", tmp_path / "out.json"
+    path.write_text(TIGER)
+    shown = run("compare", path, "--agents", 300, "--steps", 5, "--json", out)
+    assert shown.exit_code == 0, shown.output
+    [(world, configurations)] = measured
+    assert configurations == tradeoff.standard_configurations()
+    assert world.name == "tiger.pomdp"
+    assert [table.toarray().tolist() for table in world.transition] == [[[1, 0], [0, 1]], [[0.5, 0.5]] * 2]
+    assert [table.toarray().tolist() for table in world.observation_tables()] == [
+        [[0.85, 0.15], [0.15, 0.85]], [[0.5, 0.5]] * 2
+    ]
+    assert world.initial.tolist() == [0.25, 0.75]
+    first_heard = world.observations[0][world.actions[0] == 0]  # right: 0.25 x 0.15 + 0.75 x 0.85
+    assert 0.55 < first_heard.mean() < 0.8
+    parameters = json.loads(out.read_text())["parameters"]
+    assert parameters["file"] == str(path) and parameters["states"] is None
+
+
+def test_compare_measures_a_file(tmp_path):
+    path, out = tmp_path / "tiger.pomdp", tmp_path / "out.json"
+    path.write_text(TIGER)
+    shown = run("compare", path, "--agents", 2, "--steps", 20, "--json", out)
+    assert shown.exit_code == 0, shown.output
+    record = json.loads(out.read_text())
+    assert record["world"]["observations"] == 2
+    assert all(entry["largest_difference"] < 1e-12 for entry in record["measurements"][1:])
+
+
+def test_compare_keeps_one_table_where_all_actions_read_alike(measured, tmp_path):
+    path = tmp_path / "alike.pomdp"
+    path.write_text(TIGER + "O: *\n1 0\n0 1\n")
+    assert run("compare", path, "--agents", 1, "--steps", 1).exit_code == 0
+    assert measured[0][0].observation.shape == (2, 2)
+
+
+def test_a_malformed_file_is_an_error_in_one_line(measured, tmp_path):
+    path = tmp_path / "tiger.pomdp"
+    path.write_text(TIGER.replace("0.15 0.85", "0.15 -1"))
+    shown = run("compare", path)
+    assert shown.exit_code == 1
+    assert shown.stderr == f"Error: {path}:13: expected a probability, number 4 of 4, found -1\n"
+    assert not measured
+
+
 def test_dense_is_left_out_where_it_does_not_fit(measured):
     shown = run("compare", "--states", 10_000, "--agents", 1, "--steps", 1)
     assert shown.exit_code == 0
@@ -119,13 +186,19 @@ def test_dense_is_left_out_where_it_does_not_fit(measured):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "one of --env NAME and --states N"),
-        (("--env", "Taxi", "--states", 9), "one of --env NAME and --states N"),
+        ((), "one of FILE, --env NAME and --states N"),
+        (("--env", "Taxi", "--states", 9), "one of FILE, --env NAME and --states N"),
+        ((__file__, "--states", 9), "one of FILE, --env NAME and --states N"),
+        (("/nowhere.pomdp",), "'/nowhere.pomdp' does not exist"),
+        (("/",), "is a directory"),
         (("--env", "Pong"), "choose from FrozenLake, Taxi, CliffWalking"),
         (("--env", ""), "choose from FrozenLake, Taxi, CliffWalking"),
         (("--states", -4), "-4 is not in the range"),
         (("--states", 0), "0 is not in the range"),
         (("--states", "many"), "'many' is not a valid integer"),
+        (("--states", "1.5"), "'1.5' is not a valid integer"),
+        (("--states", "1e99"), "is not in the range"),
+        (("--states", "inf"), "'inf' is not a valid integer"),
         (("--states", 9, "--agents", 0), "0 is not in the range"),
         (("--states", 9, "--steps", 0), "0 is not in the range"),
         (("--states", 9, "--seed", -1), "-1 is not in the range"),
@@ -133,7 +206,9 @@ def test_dense_is_left_out_where_it_does_not_fit(measured):
         (("--states", 9, "--prune", -0.1), "-0.1 is not in the range"),
         (("--states", 9, "--json", "/nowhere/at/all.json"), "there is no directory /nowhere/at"),
         (("--states", 9, "--json", "/"), "is a directory"),
-        (("--states", 9, "more"), "unexpected extra argument"),
+        (("--states", 9, "--json", "/proc/all.json"), "/proc/all.json cannot be written: "),
+        (("--states", 9, "--json", "/tmp/" + "n" * 300), "cannot be written: File name too long"),
+        ((__file__, "more"), "unexpected extra argument"),
         (("--stats", 9), "No such option"),
     ],
 )

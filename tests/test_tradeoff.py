@@ -24,13 +24,17 @@ def assert_same_world(a, b):
 def dense_beliefs(world):
     """(steps, agents, S) beliefs and (steps, agents) log-evidence, by the obvious loop."""
     transition = [table.toarray() for table in world.transition]
-    observation = world.observation.toarray()
+    n_actions, n_states = len(transition), world.initial.size
+    observation = world.observation.toarray().reshape(-1, n_states, world.observation.shape[1])
+    observation = np.broadcast_to(observation, (n_actions, *observation.shape[1:]))
     beliefs = np.empty((*world.actions.shape, world.initial.size))
     evidence = np.empty(world.actions.shape)
     for step, agent in np.ndindex(*world.actions.shape):
         before = world.initial if world.restarts[step, agent] else beliefs[step - 1, agent]
         after = (
-            before @ transition[world.actions[step, agent]] * observation[:, world.observations[step, agent]]
+            before
+            @ transition[world.actions[step, agent]]
+            * observation[world.actions[step, agent], :, world.observations[step, agent]]
         )
         beliefs[step, agent] = after / after.sum()
         evidence[step, agent] = np.log(after.sum())
@@ -99,8 +103,28 @@ def test_a_world_comes_back_from_its_directory(world, tmp_path):
     assert_same_world(World.load(tmp_path), world)
 
 
+def world_where_actions_read_differently():
+    grid = grid_world(4, 5, agents=1, steps=1, seed=0)
+    sharp = sparse.eye_array(20, format="csr")
+    tables = [grid.observation, sharp * 0.5 + grid.observation * 0.5, sharp, grid.observation]
+    observation = sparse.csr_array(sparse.vstack(tables, format="csr"))
+    return tradeoff.walked_world("grid", grid.transition, observation, grid.initial, agents=5, steps=30, seed=1)
+
+
+def test_each_action_reads_by_its_own_table():
+    world = world_where_actions_read_differently()
+    assert len(world.observation_tables()) == 4
+    assert world.dense_nbytes == 8 * (4 * 20 * 20 + 4 * 20 * 20)
+    beliefs, _ = dense_beliefs(world)
+    certain, sharp = beliefs.max(axis=2) == 1, world.actions == 2
+    assert certain[sharp].all() and not certain.all()
+    assert np.array_equal(beliefs[sharp].argmax(axis=1), world.observations[sharp])
+
+
 @pytest.mark.parametrize("configuration", tradeoff.standard_configurations(), ids=lambda c: c.name)
-def test_every_filter_follows_the_obvious_loop(world, configuration):
+@pytest.mark.parametrize("reads_alike", [True, False])
+def test_every_filter_follows_the_obvious_loop(world, reads_alike, configuration):
+    world = world if reads_alike else world_where_actions_read_differently()
     expected, expected_evidence = dense_beliefs(world)
     step_filter = tradeoff._FILTERS[configuration.filter](world, configuration)
     tolerance = 1e-9 if configuration.prune is None and configuration.filter == "sparse" else 1e-14

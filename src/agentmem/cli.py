@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentmem import __version__
+from agentmem.errors import CorruptData
+from agentmem.formats import read_pomdp
 from agentmem.integrations import gymnasium
 from agentmem.profiler import report, tradeoff
 
@@ -34,6 +36,16 @@ def main() -> None:
 def commands() -> click.Group:
     """The command group. Built in a function, so that this module can be imported without click."""
     import click
+
+    class Count(click.IntRange):
+        """Whole numbers, 1e5 among them."""
+
+        def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+            try:
+                whole = int(float(value)) == float(value)
+            except (OverflowError, ValueError):
+                whole = False
+            return super().convert(int(float(value)) if whole else value, parameter, context)
 
     world_options: list[click.Parameter] = [
         click.Option(
@@ -69,6 +81,12 @@ def commands() -> click.Group:
         ),
     ]
     which_world: list[click.Parameter] = [
+        click.Argument(
+            ["file"],
+            metavar="[FILE]",
+            required=False,
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        ),
         click.Option(
             ["--env"],
             metavar="NAME",
@@ -77,7 +95,7 @@ def commands() -> click.Group:
         click.Option(
             ["--states"],
             metavar="N",
-            type=click.IntRange(min=1, max=10**7),
+            type=Count(min=1, max=10**7),
             help="A generated grid of about N states, as square as N allows.",
         ),
         click.Option(
@@ -96,7 +114,7 @@ def commands() -> click.Group:
                 "compare",
                 callback=compare,
                 help=compare.__doc__,
-                short_help="The same table for another world.",
+                short_help="The same table for another world or a .POMDP file.",
                 params=[*which_world, *world_options],
             ),
         ],
@@ -122,6 +140,7 @@ def demo(agents: int, steps: int, seed: int, json_file: Path | None) -> None:
 
 
 def compare(
+    file: Path | None,
     env: str | None,
     states: int | None,
     prune: float | None,
@@ -130,23 +149,27 @@ def compare(
     seed: int,
     json_file: Path | None,
 ) -> None:
-    """The demo's table for another world: a gymnasium environment, or a grid of any size.
+    """The demo's table for another world: a .POMDP file, a gymnasium environment, or a grid of any size.
 
     \b
+    agentmem compare tiger.pomdp
     agentmem compare --env Taxi
     agentmem compare --states 100000 --steps 50
 
-    Sensors read a position with noise: one of the 3 x 3 cells around the true one. On Taxi that is the
+    FILE is in Cassandra's POMDP format; agents act at random in it, from where it starts. In the other worlds
+    sensors read a position with noise: one of the 3 x 3 cells around the true one. On Taxi that is the
     taxi's; passenger and destination stay unseen. CliffWalking is the slippery one. Grids are slippery and
     have no walls, and agents start anywhere. Dense NumPy is left out where its arrays would take over 2 GiB.
     """
     import click
 
-    if (env is None) == (states is None):
-        raise click.UsageError("give one of --env NAME and --states N")
-    if env is not None:
+    if [file, env, states].count(None) != 2:
+        raise click.UsageError("give one of FILE, --env NAME and --states N")
+    if file is not None:
+        world = _world_of(file, agents=agents, steps=steps, seed=seed)
+    elif env is not None:
         try:
-            made, sensor = gymnasium.make_env(env)
+            made, sensor = gymnasium.make_env(_spelled(env))
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--env") from None
         world = gymnasium.world_from_env(
@@ -164,6 +187,7 @@ def compare(
         )
         configurations = configurations[1:]
     parameters = {
+        "file": None if file is None else str(file),
         "env": env,
         "states": states,
         "prune": prune,
@@ -172,6 +196,35 @@ def compare(
         "seed": seed,
     }
     _compare(world, configurations, "compare", parameters, json_file)
+
+
+def _world_of(file: Path, *, agents: int, steps: int, seed: int) -> tradeoff.World:
+    """The world of a .POMDP file, and agents that act in it at random."""
+    import click
+    from scipy import sparse
+
+    try:
+        model = read_pomdp(file).model
+    except (CorruptData, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    reads_alike = len(set(model.header["observation_of"])) == 1
+    tables = [model.observation(action) for action in range(1 if reads_alike else model.n_actions)]
+    return tradeoff.walked_world(
+        file.name,
+        [model.transition(action) for action in range(model.n_actions)],
+        sparse.vstack(tables, format="csr"),
+        model.belief().to_dense(),
+        agents=agents,
+        steps=steps,
+        seed=seed,
+    )
+
+
+def _spelled(env: str) -> str:
+    """The name of an environment as gymnasium spells it, whatever the case it was given in."""
+    spelled = {name.lower(): name for name in gymnasium.ENVIRONMENTS}
+    name, version, number = env.lower().partition("-v")
+    return spelled[name] + version + number if name in spelled else env
 
 
 def _compare(
@@ -214,9 +267,22 @@ def _check_writable(context: click.Context, parameter: click.Parameter, path: Pa
     if path is not None:
         if not path.parent.is_dir():
             raise click.BadParameter(f"there is no directory {path.parent}")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
+        exists = os.path.exists(path)
+        if exists and not os.access(path, os.W_OK):
             raise click.BadParameter(f"{path} cannot be written")
+        if not exists or path.is_file():
+            unfinished = _unfinished(path.resolve())
+            try:  # permissions do not tell: the file system may be read-only, or full, or the name too long
+                unfinished.write_text("")
+            except OSError as error:
+                raise click.BadParameter(f"{path} cannot be written: {error.strerror}") from None
+            unfinished.unlink()
     return path
+
+
+def _unfinished(path: Path) -> Path:
+    """Where a file is written until it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -224,7 +290,7 @@ def _write_atomically(path: Path, text: str) -> None:
         path.write_text(text)
         return
     path = path.resolve()
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = _unfinished(path)
     try:
         unfinished.write_text(text)
         unfinished.replace(path)

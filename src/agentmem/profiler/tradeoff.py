@@ -39,7 +39,7 @@ class World:
     Attributes
     ----------
     transition : one (S, S) csr_array per action, rows are the current state
-    observation : (S, O) csr_array, P(reading | state)
+    observation : (S, O) csr_array, P(reading | state); or (A * S, O), one such table per action below the other
     initial : (S,) float64, what an agent believes when it starts
     actions, observations : (steps, agents) int64
     restarts : (steps, agents) bool, the agent starts anew before this step
@@ -88,7 +88,15 @@ class World:
     @property
     def dense_nbytes(self) -> int:
         """Bytes of these tables as dense float64 arrays."""
-        return 8 * self.initial.size * (len(self.transition) * self.initial.size + self.observation.shape[1])
+        readings, n_readings = self.observation.shape
+        return 8 * (len(self.transition) * self.initial.size**2 + readings * n_readings)
+
+    def observation_tables(self) -> list[sparse.csr_array]:
+        """The distinct tables of readings: one, or one per action."""
+        n_states, n_rows = self.initial.size, self.observation.shape[0]
+        if n_rows == n_states:
+            return [self.observation]
+        return [self.observation[first : first + n_states] for first in range(0, n_rows, n_states)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,22 +180,46 @@ def grid_world(rows: int, columns: int, *, agents: int, steps: int, seed: int) -
     ]
     observation = position_sensor(rows, columns)
 
+    return walked_world(
+        f"{rows} x {columns} slippery grid",
+        transition,
+        observation,
+        np.full(rows * columns, 1 / (rows * columns)),
+        agents=agents,
+        steps=steps,
+        seed=seed,
+    )
+
+
+def walked_world(
+    name: str,
+    transition: Sequence[sparse.csr_array],
+    observation: sparse.csr_array,
+    initial: NDArray[np.float64],
+    *,
+    agents: int,
+    steps: int,
+    seed: int,
+) -> World:
+    """The world of these tables, and agents that start as `initial` says and act at random. O(agents x steps)."""
     rng = np.random.default_rng(seed)
-    n_states = rows * columns
-    actions = rng.integers(4, size=(steps, agents))
+    n_states = initial.size
+    of_action = n_states if observation.shape[0] > n_states else 0
+    actions = rng.integers(len(transition), size=(steps, agents))
     observations = np.empty((steps, agents), np.int64)
     restarts = np.zeros((steps, agents), np.bool_)
     restarts[0] = True
-    for agent in range(agents):
-        state = int(rng.integers(n_states))
+    begins = rng.choice(n_states, size=agents, p=initial)
+    for agent, state in enumerate(begins.tolist()):
         for step in range(steps):
-            state = sample_row(transition[actions[step, agent]], state, rng)
-            observations[step, agent] = sample_row(observation, state, rng)
+            action = int(actions[step, agent])
+            state = sample_row(transition[action], state, rng)
+            observations[step, agent] = sample_row(observation, action * of_action + state, rng)
     return World(
-        name=f"{rows} x {columns} slippery grid",
+        name=name,
         transition=transition,
         observation=observation,
-        initial=np.full(n_states, 1 / n_states),
+        initial=initial,
         actions=actions,
         observations=observations,
         restarts=restarts,
@@ -252,8 +284,9 @@ class _DenseFilter:
         self.initial = world.initial
         self.transition = [table.toarray() for table in world.transition]
         # (O, S), so that the likelihood of a reading is a contiguous row.
-        self.likelihood = world.observation.T.toarray(order="C")
-        self.model_bytes = sum(array.nbytes for array in (self.initial, *self.transition, self.likelihood))
+        tables = [table.T.toarray(order="C") for table in world.observation_tables()]
+        self.likelihood = tables if len(tables) > 1 else tables * len(self.transition)
+        self.model_bytes = sum(array.nbytes for array in (self.initial, *self.transition, *tables))
 
     def start(self) -> NDArray[np.float64]:
         return self.initial.copy()
@@ -264,7 +297,7 @@ class _DenseFilter:
         evidence = []
         for agent, (action, observation) in enumerate(zip(actions, observations, strict=True)):
             belief = beliefs[agent] @ self.transition[action]
-            belief *= self.likelihood[observation]
+            belief *= self.likelihood[action][observation]
             total = belief.sum()
             belief /= total
             beliefs[agent] = belief
@@ -282,10 +315,10 @@ class _ScipyFilter:
     def __init__(self, world: World, configuration: Configuration) -> None:
         self.initial = world.initial
         self.transition = [table.T.tocsr() for table in world.transition]
-        self.likelihood = world.observation.T.tocsr()
+        tables = [table.T.tocsr() for table in world.observation_tables()]
+        self.likelihood = tables if len(tables) > 1 else tables * len(self.transition)
         self.model_bytes = self.initial.nbytes + sum(
-            table.data.nbytes + table.indices.nbytes + table.indptr.nbytes
-            for table in (*self.transition, self.likelihood)
+            table.data.nbytes + table.indices.nbytes + table.indptr.nbytes for table in (*self.transition, *tables)
         )
 
     def start(self) -> NDArray[np.float64]:
@@ -294,9 +327,9 @@ class _ScipyFilter:
     def sweep(
         self, beliefs: list[NDArray[np.float64]], actions: list[int], observations: list[int]
     ) -> list[float]:
-        likelihood = self.likelihood
         evidence = []
         for agent, (action, observation) in enumerate(zip(actions, observations, strict=True)):
+            likelihood = self.likelihood[action]
             predicted = self.transition[action] @ beliefs[agent]
             column = slice(likelihood.indptr[observation], likelihood.indptr[observation + 1])
             states = likelihood.indices[column]
@@ -317,7 +350,7 @@ class _ScipyFilter:
 
 class _SparseFilter:
     def __init__(self, world: World, configuration: Configuration) -> None:
-        self.model = Model(world.transition, world.observation, world.initial)
+        self.model = Model(world.transition, world.observation_tables(), world.initial)
         self.prune = configuration.prune
         self.model_bytes = self.model.nbytes
 
