@@ -29,7 +29,7 @@ import numpy as np
 from agentmem._core.array cimport (CoreArray, copy_array, index_offset, item_size, make_block, smallest_storage,
                                    value_offset)
 from agentmem._core.model cimport CoreModel, Table, check_action, check_observation
-from agentmem._core.scratch cimport Workspace, borrow, give_back, make_room
+from agentmem._core.scratch cimport Workspace, borrow, clear, give_back, list_touched, make_room
 from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NOT_A_MEASURE, PAIRS, UNIFORM, value_t)
 
 cnp.import_array()
@@ -288,7 +288,7 @@ cdef Py_ssize_t seek(const int32_t* states, Py_ssize_t start, Py_ssize_t n, int3
 cdef void collect_marked(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
                          Posterior* out) noexcept nogil:
     """Gather and clear the marked sums in ascending order, weighted by the likelihood."""
-    cdef Py_ssize_t k, n = 0, at = 0, n_touched = unmark(w, n_states)
+    cdef Py_ssize_t k, n = 0, at = 0, n_touched = list_touched(w, n_states, w.found)
     cdef int32_t target
     cdef double v, largest = 0
     cdef double[4] lanes
@@ -317,25 +317,6 @@ cdef void collect_marked(const value_t* weights, const Likelihood* L, Workspace*
                 largest = v
     out.found, out.mass, out.n, out.n_positive, out.largest = w.found, w.mass, n, n, largest
     out.total = sum_lanes(lanes)
-
-
-cdef Py_ssize_t unmark(Workspace* w, Py_ssize_t n_states) noexcept nogil:
-    """List the marked states in ascending order in `found`, and clear the marks."""
-    cdef Py_ssize_t s, word_at, n = 0, n_summary = (n_states + 4095) >> 12
-    cdef uint64_t above, word
-    for s in range(n_summary):
-        above = w.summary[s]
-        w.summary[s] = 0
-        while above:
-            word_at = s * 64 + first_bit(above)
-            above &= above - 1
-            word = w.touched[word_at]
-            w.touched[word_at] = 0
-            while word:
-                w.found[n] = <int32_t> (word_at * 64 + first_bit(word))
-                word &= word - 1
-                n += 1
-    return n
 
 
 cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
@@ -410,12 +391,6 @@ cdef Py_ssize_t count_from(const double* mass, Py_ssize_t n, double threshold) n
     for k in range(whole, n):
         n0 += mass[k] >= threshold
     return <Py_ssize_t> (n0 + n1 + n2 + n3)
-
-
-cdef void clear(Workspace* w, Py_ssize_t n_states) noexcept nogil:
-    memset(w.sums, 0, n_states * sizeof(double))
-    memset(w.touched, 0, ((n_states + 63) >> 6) * sizeof(uint64_t))
-    memset(w.summary, 0, ((n_states + 4095) >> 12) * sizeof(uint64_t))
 
 
 cdef int predict_correct(const value_t* mass, const Source* source, const Table* T, const Likelihood* L,
