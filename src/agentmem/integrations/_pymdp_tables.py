@@ -31,9 +31,6 @@ from agentmem.model import Model, as_matrix, as_table
 ObjectArray = NDArray[Any]  # of dtype object, as pymdp holds one item per factor or modality
 
 NEGLIGIBLE = np.exp(-16)  # to pymdp, a joint state below it gains no information; added inside that log
-# pymdp adds 1e-16 to likelihood and prior before taking logs; divided by the evidence, that is what is below this share
-# of a belief's largest entry.
-DUST = 1e-12
 
 
 class Tree:
@@ -152,7 +149,11 @@ class OneFactor:
 
 class Factors:
     """Tables of agents with several factors, each matrix in the smaller of CSR and dense: observations or next states
-    by rows, joint states of the factors concerned by columns."""
+    by rows, joint states of the factors concerned by columns.
+
+    Beliefs are pymdp's to the last bit, with what its 1e-16 inside logs puts everywhere: mean field may give the true
+    state less than that, and finds back by it.
+    """
 
     dtype = np.dtype(np.float64)
 
@@ -198,11 +199,10 @@ class Factors:
         for likelihood, factors in zip(likelihoods, self.A_factor_list, strict=True):
             if likelihood @ _joint(prior, factors) == 0:
                 raise ImpossibleObservation("a modality's likelihood is zero wherever the prior is not")
-        beliefs = []
-        for q in self._iterate(prior, likelihoods):
-            belief = SparseBelief(without_dust(q))
-            belief.prune(relative=prune)
-            beliefs.append(belief)
+        beliefs = [SparseBelief(q) for q in self._iterate(prior, likelihoods)]
+        if prune:
+            for belief in beliefs:
+                belief.prune(relative=prune)
         return beliefs
 
     def mix(self, before: ObjectArray, action: list[int] | None, seen: list[Any]) -> list[SparseBelief]:
@@ -352,11 +352,6 @@ def _check_stochastic(table: Any, extents: Sequence[int], name: str) -> None:
     if len(off := np.flatnonzero(~(np.abs(sums - 1) <= 1e-5))):
         at = tuple(int(x) for x in np.unravel_index(off[0], extents))
         raise ValueError(f"{name}, state {at}: sums to {sums[off[0]]:.12g}; expected 1")
-
-
-def without_dust(q: NDArray[Any]) -> NDArray[Any]:
-    """A belief of pymdp without what its 1e-16 inside logs put there."""
-    return np.where(q > DUST * q.max(), q, 0)
 
 
 def object_array(items: Sequence[Any]) -> ObjectArray:

@@ -30,7 +30,6 @@ from agentmem.integrations._pymdp_tables import (
     is_table,
     object_array,
     read_tables,
-    without_dust,
 )
 from agentmem.model import Model
 
@@ -52,6 +51,8 @@ IGNORED = {
     "use_param_info_gain", "use_BMA", "inference_params", "modalities_to_learn", "factors_to_learn", "lr_pA", "lr_pB",
     "lr_pD", "si_horizon", "si_policy_prune_threshold", "si_state_prune_threshold", "si_prune_penalty",
 }  # fmt: skip
+# Below this share of a belief's largest entry is what pymdp's 1e-16 inside logs put there, divided by the evidence.
+DUST = 1e-12
 # What `from_pymdp` takes over as it is.
 KEPT = (
     "policy_len", "control_fac_idx", "policies", "gamma", "alpha", "use_utility", "use_states_info_gain",
@@ -92,9 +93,11 @@ class SparseAgent:
     Notes
     -----
     Inputs are copied, entry by entry: given sparse ones, no dense table is ever made. `copy.deepcopy(agent)` is an
-    independent agent over the same tables: make many so. Beliefs are equal to pymdp's but for what its 1e-16 inside
-    logs adds. With one factor a step costs O(entries in the rows of the support), with several O(entries of A and B).
-    One thread per agent; any number of agents over the same tables.
+    independent agent over the same tables: make many so. With one factor beliefs are exact, so they differ from pymdp's
+    by what its 1e-16 inside logs adds, and a step costs O(entries in the rows of the support). With several factors
+    they are pymdp's own, without zeros unless `prune` makes some; a step costs O(entries of A and B), and only an
+    observation that one modality rules out for certain counts as impossible. One thread per agent; any number of
+    agents over the same tables.
 
     Examples
     --------
@@ -150,7 +153,7 @@ class SparseAgent:
         kept |= {name: getattr(agent, name) for name in KEPT} | agent.edge_handling_params
         made = cls(agent.A, agent.B, agent.C, agent.D, agent.E, **(kept | options))
         made.H, made.I = agent.H, agent.I  # not inferred again: the agent's depth and threshold are not kept
-        made.qs = [without_dust(np.asarray(q)) for q in agent.qs]
+        made.qs = [_without_dust(q) for q in agent.qs] if made.num_factors == 1 else agent.qs
         for name in ("action", "curr_timestep", "q_pi", "G"):
             if hasattr(agent, name):
                 setattr(made, name, copy.deepcopy(getattr(agent, name)))
@@ -429,6 +432,10 @@ def _refuse_unsupported(options: dict[str, Any]) -> None:
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} given; expected one of {', '.join(map(repr, choices))}")
+
+
+def _without_dust(q: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(q > DUST * q.max(), q, 0)
 
 
 def _items(given: Any, n: int, name: str) -> list[Any]:
