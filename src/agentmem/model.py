@@ -623,20 +623,23 @@ def _transposed(rows: csr_matrix, tolerance: float) -> str:
 
 
 def as_table(rows: csr_matrix, dtype: np.dtype[Any], *, transposed: bool = False) -> Table:
-    """The smaller of CSR and dense. Observation tables have a row per observation, scaled to a maximum in [0.5, 1)."""
+    """The smaller of CSR and dense; takes the rows' arrays over where it can.
+
+    Observation tables have a row per observation, scaled to a maximum in [0.5, 1).
+    """
     exponents = None
     if transposed:
         rows = rows.T.tocsr()
         rows.sort_indices()
         largest = np.asarray(rows.max(axis=1).todense()).ravel()
         exponents = np.frexp(largest)[1].astype(np.int32)
-        rows.data = np.ldexp(rows.data, -np.repeat(exponents, np.diff(rows.indptr)))
-    rows.data = rows.data.astype(dtype)
+        np.ldexp(rows.data, -np.repeat(exponents, np.diff(rows.indptr)), out=rows.data)
+    rows.data = rows.data.astype(dtype, copy=False)
     rows.eliminate_zeros()  # what the dtype cannot hold
     n_rows, n_columns = rows.shape
     if n_rows * n_columns * dtype.itemsize <= rows.nnz * (dtype.itemsize + 4) + (n_rows + 1) * 8:
         return Table(None, None, rows.toarray().ravel(), exponents)
-    return Table(rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data, exponents)
+    return Table(rows.indptr.astype(np.int64), rows.indices.astype(np.int32, copy=False), rows.data, exponents)
 
 
 def as_matrix(table: Table, n_columns: int) -> csr_array:
