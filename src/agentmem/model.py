@@ -565,7 +565,11 @@ def _build(
             where = name if len(matrices) == 1 else f"{name}, action {action}"
             rows, dropped = _checked_rows(matrix, where, shape, *limits)
             entries, largest = entries + dropped[0], max(largest, dropped[1])
-            table = as_table(rows, dtype, transposed=transposed)
+            exponents = None
+            if transposed:
+                rows = rows.T.tocsr()
+                exponents = _scale_rows(rows)
+            table = as_table(rows, dtype, exponents)
             equal = (k for k, other in enumerate(tables) if _same(table, other))
             known[id(matrix)] = next(equal, len(tables))
             if known[id(matrix)] == len(tables):
@@ -622,18 +626,17 @@ def _transposed(rows: csr_matrix, tolerance: float) -> str:
     return "; all columns sum to 1: transposed?" if (np.abs(columns - 1) <= tolerance).all() else ""
 
 
-def as_table(rows: csr_matrix, dtype: np.dtype[Any], *, transposed: bool = False) -> Table:
-    """The smaller of CSR and dense; takes the rows' arrays over where it can.
+def _scale_rows(rows: csr_matrix) -> NDArray[np.int32]:
+    """Bring each row's largest entry to [0.5, 1) by a power of two, in place; return the exponents taken out."""
+    rows.sort_indices()
+    largest = np.asarray(rows.max(axis=1).todense()).ravel()
+    exponents: NDArray[np.int32] = np.frexp(largest)[1].astype(np.int32)
+    np.ldexp(rows.data, np.repeat(-exponents, np.diff(rows.indptr)), out=rows.data)
+    return exponents
 
-    Observation tables have a row per observation, scaled to a maximum in [0.5, 1).
-    """
-    exponents = None
-    if transposed:
-        rows = rows.T.tocsr()
-        rows.sort_indices()
-        largest = np.asarray(rows.max(axis=1).todense()).ravel()
-        exponents = np.frexp(largest)[1].astype(np.int32)
-        np.ldexp(rows.data, -np.repeat(exponents, np.diff(rows.indptr)), out=rows.data)
+
+def as_table(rows: csr_matrix, dtype: np.dtype[Any], exponents: NDArray[np.int32] | None = None) -> Table:
+    """The smaller of CSR and dense; takes the rows' arrays over where it can."""
     rows.data = rows.data.astype(dtype, copy=False)
     rows.eliminate_zeros()  # what the dtype cannot hold
     n_rows, n_columns = rows.shape
