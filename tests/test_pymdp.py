@@ -390,23 +390,24 @@ def test_only_some_factors_are_controlled():
     assert agents[1].control_fac_idx == [2]
 
 
-@pytest.mark.parametrize("n_modalities", [1, 3])
-def test_readings_that_are_distributions(n_modalities):
+@pytest.mark.parametrize("case", ["one modality", "three modalities", "several factors"])
+def test_readings_that_are_distributions(case):
     rng = np.random.default_rng(6)
-    A, B = one_factor(rng, n_obs=(4, 3, 2)[:n_modalities])
-    agents = [kind(A, B) for kind in (Agent, SparseAgent)]
+    A, B = several_factors(rng) if case == "several factors" else one_factor(rng, n_obs=(4, 3, 2))
+    A, lists = (A[:1], {}) if case == "one modality" else (A, LISTS if len(B) > 1 else {})
+    agents = [kind(A, B, **lists) for kind in (Agent, SparseAgent)]
     for step in range(10):
         seen = objects([random_table(rng, len(a), zeros=0.3) for a in A])
         qs, same = (dense(agent.infer_states(seen, distr_obs=True)) for agent in agents)
-        np.testing.assert_allclose(same[0], qs[0], rtol=0, atol=1e-9)
+        for q, p in zip(same, qs, strict=True):
+            np.testing.assert_allclose(q, p, rtol=0, atol=1e-9)
         for agent in agents:
-            agent.action = np.array([float(step % 3)])
-    one_hot = utils.onehot(1, len(A[0]))
-    others = [utils.onehot(0, len(a)) for a in A[1:]]
+            agent.action = np.array([float(step % b.shape[-1]) for b in B])
     agent, same = (copy.deepcopy(agents[1]) for _ in range(2))
-    sure = agent.infer_states(objects([one_hot, *others]), distr_obs=True)[0].to_dense()
-    read = same.infer_states([1, *[0] * len(others)])[0].to_dense()
-    np.testing.assert_allclose(sure, read, rtol=1e-14, atol=0)
+    certain = objects([utils.onehot(len(a) - 1, len(a)) for a in A])
+    sure, read = agent.infer_states(certain, distr_obs=True), same.infer_states([len(a) - 1 for a in A])
+    for q, p in zip(sure, read, strict=True):
+        np.testing.assert_allclose(q.to_dense(), p.to_dense(), rtol=1e-14, atol=0)
 
 
 def test_the_ways_to_give_one_reading_are_one():
@@ -516,6 +517,37 @@ def test_no_dense_table_is_made_of_sparse_ones(kind):
         agent.sample_action()
     assert traced.peak < 10e6  # a dense A alone: 200e6
     assert agent.qs[0].nnz == 9
+
+
+# ---- other kinds of numbers
+
+
+def test_priors_may_be_beliefs_and_stay_as_they_are():
+    rng = np.random.default_rng(26)
+    for (A, B), lists in ((one_factor(rng), {}), (several_factors(rng), LISTS)):
+        D = [am.SparseBelief(d, dtype=np.float32 if f == 1 else np.float64) for f, d in enumerate(some_prior(rng, B))]
+        given = [b.to_dense() for b in D]
+        agents = [SparseAgent(A, B, D=prior, **lists) for prior in (D, objects(D), objects(given))]
+        results = [dense(agent.infer_states([0] * len(A))) for agent in agents]
+        for result in results[1:]:
+            assert all(np.array_equal(q, p) for q, p in zip(result, results[0], strict=True))
+        assert all(np.array_equal(b, q) for b, q in zip(D, given, strict=True))
+        assert all(b.dtype == np.float64 for agent in agents for b in (*agent.D, *agent.qs))
+
+
+def test_a_model_of_float32_makes_an_agent_of_float32():
+    whole = grid_model(8, 8)
+    half = am.Model([whole.transition(u) for u in range(5)], position_sensor(8, 8), dtype=np.float32)
+    C = np.linspace(0, 3, 64)
+    agents = [SparseAgent.from_model(model, C=C, policy_len=2) for model in (whole, half)]
+    for seen, action in ((9, 1), (10, 1), (11, 2), (19, 4), (19, 0)):
+        (q, *plan), (p, *plan_too) = ((agent.infer_states([seen])[0], *agent.infer_policies()) for agent in agents)
+        assert p.dtype == np.float32
+        np.testing.assert_allclose(p.to_dense(), q.to_dense(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(plan_too[1], plan[1], rtol=1e-5)
+        assert plan_too[1].dtype == np.float64
+        for agent in agents:
+            agent.action = np.array([float(action)])
 
 
 # ---- agents of agents
