@@ -717,7 +717,7 @@ def _only(given: Any, name: str, of: str) -> NDArray[Any]:
 
 def _numbers(given: ArrayLike, name: str, *, missing: int | None) -> NDArray[np.intp]:
     """One int per step, with `missing` in the place of None."""
-    array = np.asarray(given)
+    array = np.asarray(given.tolist() if np.ma.isMaskedArray(given) else given)  # None where masked
     if array.ndim != 1:
         raise ValueError(f"{name} of shape {array.shape} given; expected one number per step")
     if array.dtype.kind in "iu" and np.can_cast(array.dtype, np.intp):

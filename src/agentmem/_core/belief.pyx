@@ -743,7 +743,8 @@ cdef class CoreBelief(CoreArray):
         p.log_evidence = <double*> cnp.PyArray_DATA(log_evidence)
         p.n_recorded, p.room, p.offsets, p.states, p.values = 0, 0, NULL, NULL, NULL
         if record:
-            offsets, states, values = np.zeros(len(o) + 1, np.int64), np.empty(0, np.int32), np.empty(0, self.dtype)
+            offsets, states = np.zeros(len(o) + 1, np.int64), np.empty(0, np.int32)
+            values = np.empty(0, cnp.PyArray_DescrFromType(self.type_num))  # not self.dtype: subclasses may say anything
             p.offsets = <int64_t*> cnp.PyArray_DATA(offsets)
         if correct_first and p.n_steps > 0:
             correct_only(self, model, &p, on_impossible)

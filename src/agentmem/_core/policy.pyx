@@ -224,7 +224,11 @@ cdef class CoreSensors:
     def __cinit__(self, CoreModel model not None, tables):
         """`tables`: (offsets or None, columns or None, values, n_observations) of each modality, a row per state."""
         cdef Py_ssize_t m
-        self.owners = tuple(tables)
+        self.owners = tuple(tuple(table) for table in tables)
+        for table in self.owners:
+            for array in table[:3]:
+                if isinstance(array, np.ndarray):
+                    array.flags.writeable = False  # from here on the pointers are trusted
         self.tables = <Table*> PyMem_RawCalloc(max(1, len(self.owners)), sizeof(Table))
         if self.tables == NULL:
             raise MemoryError
@@ -249,7 +253,8 @@ cdef class CoreSensors:
         return self
 
     def __reduce__(self):
-        return type(self), (self.model, self.owners)
+        views = [tuple(array[:] if isinstance(array, np.ndarray) else array for array in t) for t in self.owners]
+        return type(self), (self.model, views)  # unlike owners, views stay read-only
 
     def __sizeof__(self):
         return type(self).__basicsize__ + self.n_modalities * sizeof(Table)
@@ -297,8 +302,7 @@ cdef class CoreSensors:
                 out[k] = entry(table, <const float*> table.values, states[k], <int32_t> observation)
         return out.base
 
-    def worth(self, const Py_ssize_t[::1] states not None, const double[::1] mass not None,
-              const int32_t[::1] depths not None, const int32_t[::1] actions not None, *,
+    def worth(self, const Py_ssize_t[::1] states not None, const double[::1] mass not None, depths, actions, *,
               const double[:, ::1] value=None, const double[::1] extra=None, bint information=True):
         """What the way to each node of a tree of policies is worth.
 
@@ -324,16 +328,19 @@ cdef class CoreSensors:
         -----
         O(entries of the tables in the rows of every level's support). Releases the GIL when that is worth it.
         """
-        cdef Py_ssize_t n_states = self.model.n_states, n = states.shape[0], n_nodes = depths.shape[0]
+        cdef Py_ssize_t n_states = self.model.n_states, n = states.shape[0], n_nodes
         cdef Py_ssize_t k, m, deepest = 0, widest = n_states
         cdef double entries
         cdef Preference preference
         cdef Workspace* w
         cdef Level* levels
         cdef int status
-        check_tree(depths, actions, self.model.n_actions)
+        # Copies: no other thread writes to them while the kernel believes them checked.
+        cdef const int32_t[::1] depth_of = np.array(depths), action_of = np.array(actions)
+        check_tree(depth_of, action_of, self.model.n_actions)
+        n_nodes = depth_of.shape[0]
         for k in range(n_nodes):
-            deepest = max(deepest, <Py_ssize_t> depths[k])
+            deepest = max(deepest, <Py_ssize_t> depth_of[k])
         if mass.shape[0] != n:
             raise ValueError(f"{n} states with {mass.shape[0]} masses given")
         for k in range(n):
@@ -374,12 +381,12 @@ cdef class CoreSensors:
                 levels[0].mass[k] = mass[k]
             if entries < RELEASE_FROM:
                 status = walk(self.model.tables, self.model.transition_of, self.tables, self.n_modalities,
-                              self.model.type_num == cnp.NPY_DOUBLE, &depths[0], &actions[0], n_nodes, &preference, w,
+                              self.model.type_num == cnp.NPY_DOUBLE, &depth_of[0], &action_of[0], n_nodes, &preference, w,
                               levels, &levels[deepest + 1], &worth[0])
             else:
                 with nogil:
                     status = walk(self.model.tables, self.model.transition_of, self.tables, self.n_modalities,
-                                  self.model.type_num == cnp.NPY_DOUBLE, &depths[0], &actions[0], n_nodes,
+                                  self.model.type_num == cnp.NPY_DOUBLE, &depth_of[0], &action_of[0], n_nodes,
                                   &preference, w, levels, &levels[deepest + 1], &worth[0])
         if w != NULL:
             give_back(w)

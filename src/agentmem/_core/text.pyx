@@ -81,7 +81,7 @@ cdef uint8_t read_number(const char* text, Py_ssize_t n, double* value, bint* is
         exponent += -written if negative_exponent else written
     if at < n:
         return c"w"
-    is_exact[0] = is_small and digits <= EXACT_DIGITS and -22 <= exponent <= 22
+    is_exact[0] = is_small and written < 1_000_000 and digits <= EXACT_DIGITS and -22 <= exponent <= 22
     if is_exact[0]:
         value[0] = digits / POWER_OF_TEN[-exponent] if exponent < 0 else digits * POWER_OF_TEN[exponent]
         if negative:
@@ -124,36 +124,37 @@ cdef class Scanner:
 
         Kinds are b"i" for digits alone and b"n" for other numbers, whose value is correctly rounded; b"w" or a
         keyword's for words, whose value is their number in `words`; b":", b"*" and control characters are their own.
-        A word that may go on in the next piece waits for it, unless this is the `last`. O(len(piece)). Raises
-        ValueError for one of over 65,536 bytes.
+        A word that may go on in the next piece waits for it, unless this is the `last`. Raises ValueError for a word of
+        over 65,536 bytes, and is as before then. O(len(piece)).
         """
         cdef bytes data = self.rest + piece
         cdef const char* text = data
         cdef const char* keyword_kinds = self.keyword_kinds
         cdef Py_ssize_t n = len(data), n_keywords = len(self.keyword_kinds), at = 0, end, n_tokens = 0
+        cdef Py_ssize_t line = self.line, word
         found = np.empty(n, dtype=np.uint8), np.empty(n), np.empty(n, dtype=np.int32)
         cdef uint8_t[::1] kinds = found[0]
         cdef double[::1] values = found[1]
         cdef int32_t[::1] lines = found[2]
-        cdef bint is_exact, is_mark
+        cdef bint is_exact, is_mark, in_comment = self.in_comment
         cdef uint8_t kind
         cdef double value
         cdef char* stop
         while at < n:
             if text[at] == c"\n":
-                self.line += 1
-                self.in_comment = False
+                line += 1
+                in_comment = False
                 at += 1
-            elif self.in_comment or is_space(text[at]):
+            elif in_comment or is_space(text[at]):
                 at += 1
             elif text[at] == c"#":
-                self.in_comment = True
+                in_comment = True
             else:
                 is_mark = text[at] == c":" or is_control(text[at])
                 end = at + 1 if is_mark else end_of_word(text, at, n)
+                if end - at > LONGEST_WORD:
+                    raise ValueError(f"a word of over {LONGEST_WORD:,} bytes")
                 if end == n and not is_mark and not last:
-                    if n - at > LONGEST_WORD:
-                        raise ValueError(f"a word of over {LONGEST_WORD:,} bytes")
                     break
                 value, is_exact = 0, True
                 if is_mark or (end == at + 1 and text[at] == c"*"):
@@ -167,10 +168,10 @@ cdef class Scanner:
                 if kind == c"w":
                     word = self.words.setdefault(text[at:end], len(self.words))
                     value = word
-                    if value < n_keywords:
-                        kind = keyword_kinds[<Py_ssize_t> value]
-                kinds[n_tokens], values[n_tokens], lines[n_tokens] = kind, value, <int32_t> self.line
+                    if 0 <= word < n_keywords:
+                        kind = keyword_kinds[word]
+                kinds[n_tokens], values[n_tokens], lines[n_tokens] = kind, value, <int32_t> line
                 n_tokens += 1
                 at = end
-        self.rest = data[at:]
+        self.rest, self.line, self.in_comment = data[at:], line, in_comment
         return tuple([array[:n_tokens].copy() for array in found])

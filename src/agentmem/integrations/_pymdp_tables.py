@@ -33,6 +33,14 @@ ObjectArray = NDArray[Any]  # of dtype object, as pymdp holds one item per facto
 NEGLIGIBLE = np.exp(-16)  # to pymdp, a joint state below it gains no information; added inside that log
 
 
+# Below this share of a belief's largest entry is what pymdp's 1e-16 inside logs put there, divided by the evidence.
+DUST = 1e-12
+
+
+def without_dust(q: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(q > DUST * q.max(), q, 0)
+
+
 class Tree:
     """Policies as a tree of their beginnings, in depth-first order."""
 
@@ -116,7 +124,7 @@ class OneFactor:
         states = np.arange(self.model.n_states)
         logs = [maths.spm_log_single(self._likelihood(m, reading, states)) for m, reading in enumerate(seen)]
         posterior = maths.softmax(sum(logs) + maths.spm_log_single(belief.to_dense()))
-        return [SparseBelief(posterior, dtype=self.dtype)]
+        return [SparseBelief(without_dust(posterior), dtype=self.dtype)]
 
     def _likelihood(self, modality: int, reading: Any, states: NDArray[np.intp]) -> NDArray[np.float64]:
         if isinstance(reading, int):
@@ -340,7 +348,11 @@ def _is_sparse(table: Any) -> bool:
 
 
 def _csr(table: Any) -> Any:
-    return sparse.csr_array(table.to_scipy() if isinstance(table, SparseArray) else table, dtype=np.float64)
+    """A copy, each place once."""
+    given = table.to_scipy() if isinstance(table, SparseArray) else table
+    rows = sparse.csr_array(given, dtype=np.float64, copy=True)
+    rows.sum_duplicates()
+    return rows
 
 
 def _check_stochastic(table: Any, extents: Sequence[int], name: str) -> None:

@@ -30,6 +30,7 @@ from agentmem.integrations._pymdp_tables import (
     is_table,
     object_array,
     read_tables,
+    without_dust,
 )
 from agentmem.model import Model
 
@@ -51,8 +52,6 @@ IGNORED = {
     "use_param_info_gain", "use_BMA", "inference_params", "modalities_to_learn", "factors_to_learn", "lr_pA", "lr_pB",
     "lr_pD", "si_horizon", "si_policy_prune_threshold", "si_state_prune_threshold", "si_prune_penalty",
 }  # fmt: skip
-# Below this share of a belief's largest entry is what pymdp's 1e-16 inside logs put there, divided by the evidence.
-DUST = 1e-12
 # What `from_pymdp` takes over as it is.
 KEPT = (
     "policy_len", "control_fac_idx", "policies", "gamma", "alpha", "use_utility", "use_states_info_gain",
@@ -153,7 +152,7 @@ class SparseAgent:
         kept |= {name: getattr(agent, name) for name in KEPT} | agent.edge_handling_params
         made = cls(agent.A, agent.B, agent.C, agent.D, agent.E, **(kept | options))
         made.H, made.I = agent.H, agent.I  # not inferred again: the agent's depth and threshold are not kept
-        made.qs = [_without_dust(q) for q in agent.qs] if made.num_factors == 1 else agent.qs
+        made.qs = [without_dust(q) for q in agent.qs] if made.num_factors == 1 else agent.qs
         for name in ("action", "curr_timestep", "q_pi", "G"):
             if hasattr(agent, name):
                 setattr(made, name, copy.deepcopy(getattr(agent, name)))
@@ -367,7 +366,7 @@ class SparseAgent:
         other = type(self).__new__(type(self))
         memo[id(self)] = other
         for shared in (
-            self._tables, self._tree, self._C, self._utility, self.policies, self.I, self.num_obs, self.num_states,
+            self._tables, self._tree, self._C, self._utility, self.policies, self.H, self.I, self.num_obs, self.num_states,
             self.num_controls, self.A_factor_list, self.B_factor_list, self.control_fac_idx,
         ):  # fmt: skip
             memo[id(shared)] = shared
@@ -432,10 +431,6 @@ def _refuse_unsupported(options: dict[str, Any]) -> None:
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} given; expected one of {', '.join(map(repr, choices))}")
-
-
-def _without_dust(q: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(q > DUST * q.max(), q, 0)
 
 
 def _items(given: Any, n: int, name: str) -> list[Any]:
