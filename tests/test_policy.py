@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import itertools
 import math
 import pickle
@@ -177,6 +178,16 @@ def test_inputs_may_be_read_only_and_stay_as_they_are():
     assert np.array_equal(sensors.worth(*tree, value=value, extra=extra), first)
 
 
+def test_a_tree_may_be_a_column_of_a_table(sensors):
+    sound = call(sensors)
+    for column in (0, 1):
+        nodes = np.zeros((3, 2), np.int32)
+        nodes[:, column] = SOUND["actions"]
+        assert np.array_equal(call(sensors, actions=nodes[:, column]), sound)
+        nodes[:, column] = SOUND["depths"][::-1]
+        assert np.array_equal(call(sensors, depths=nodes[::-1, column]), sound)
+
+
 @storages
 @dtypes
 def test_likelihoods_and_expectations_are_those_of_the_table(dtype, storage):
@@ -226,12 +237,12 @@ WRONG = {
     "depths": [
         *(np.array(d, np.int32) for d in ([2, 1, 1], [1, 3, 1], [0, 1, 1], [1, 2, -1], [1, 2, 2**31 - 1], [1, 2])),
         *(np.array([1, 2, 1], dtype) for dtype in (np.int64, np.float64, np.uint32)),
-        *(np.ones((3, 1), np.int32), np.ones(6, np.int32)[::2], [1, 2, 1], None),
+        *(np.ones((3, 1), np.int32), [1, 2, 1], None),
     ],
     "actions": [
         *(np.array(a, np.int32) for a in ([0, 2, 1], [-1, 1, 1], [0, 1, 2**31 - 1], [-(2**31), 0, 0], [0, 1], [0] * 4)),
         *(np.array([0, 1, 1], dtype) for dtype in (np.int64, np.float64)),
-        *(np.zeros((3, 1), np.int32), np.zeros(6, np.int32)[::2], [0, 1, 1], None),
+        *(np.zeros((3, 1), np.int32), [0, 1, 1], None),
     ],
     "value": [
         *(np.ones(shape) for shape in ((1, N - 1), (1, N + 1), (0, N), (N,), (2, N, 1), (0, 0))),
@@ -346,6 +357,27 @@ def test_wrong_arguments_of_the_constructor(arguments):
         CoreSensors(*arguments)
     with pytest.raises(TypeError):
         CoreSensors(am.Model(np.eye(2), np.eye(2)), None)
+
+
+@pytest.mark.parametrize("kind", [tuple, list, iter])
+def test_it_keeps_its_tables_and_nobody_else_writes_to_them(kind):
+    model = am.Model(np.eye(N), np.eye(N))
+    table = OFFSETS.copy(), COLUMNS.copy(), VALUES.copy(), N
+    inner = list(table) if kind is list else table
+    made = CoreSensors(model, kind([inner]))
+    for array in table[:3]:
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 2**30
+    if kind is list:
+        inner[:3] = OFFSETS * 0, COLUMNS * 0, VALUES * 0
+    expected = CoreSensors(model, [(OFFSETS.copy(), COLUMNS.copy(), VALUES.copy(), N)])
+    del table, inner
+    for sensors in (made, pickle.loads(pickle.dumps(made)), pickle.loads(pickle.dumps(made, protocol=5))):
+        gc.collect()
+        filler = [np.full(N, 7) for _ in range(100)]  # would take the place of what was freed
+        assert np.array_equal(call(sensors, actions=np.zeros(3, np.int32)), call(expected, actions=np.zeros(3, np.int32)))
+        assert np.array_equal(sensors.likelihood(0, 2, np.arange(N)), np.eye(N)[2])
+        assert len(filler) == 100
 
 
 # ---- workspaces, memory, copies, threads

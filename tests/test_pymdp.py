@@ -519,6 +519,55 @@ def test_no_dense_table_is_made_of_sparse_ones(kind):
     assert agent.qs[0].nnz == 9
 
 
+def test_sparse_tables_of_factors_stay_sparse():
+    n = 400
+    at = np.arange(n)
+    moves = [sparse.csc_array((np.ones(n), ((at + step) % n, at)), shape=(n, n)) for step in (-1, 1)]
+    place = sparse.eye_array(n, format="csc")
+    with Traced() as traced:
+        agent = SparseAgent([place, place], [moves, moves], A_factor_list=[[0], [1]])
+        agent.infer_policies()
+    assert traced.peak < 300_000  # a dense table alone: 1.28e6
+    assert [q.mode() for q in agent.infer_states([1, 7])] == [1, 7]
+
+
+@pytest.mark.parametrize("form", [sparse.csr_array, am.SparseArray, np.array])
+@pytest.mark.parametrize("n_factors", [1, 2])
+def test_tables_are_copied(n_factors, form):
+    A = [form(np.array([[0.5, 1.0, 0.0], [0.5, 0.0, 1.0]])) for _ in range(2)]
+    steps = [np.eye(3), np.roll(np.eye(3), 1, axis=0)]
+    B = [[form(step) for step in steps] if form is sparse.csr_array else form(np.stack(steps, axis=-1))] * n_factors
+    given = [*A, *B[0]] if form is sparse.csr_array else [*A, B[0]]
+    lists = {"A_factor_list": [[0], [n_factors - 1]]}
+    agent = SparseAgent(A, B, **lists)
+    expected = [q.tobytes() for q in dense(agent.infer_states([0, 1]))], agent.infer_policies()[1].tobytes()
+    for table in given:
+        table *= 0.5
+    agent.reset()
+    assert ([q.tobytes() for q in dense(agent.infer_states([0, 1]))], agent.infer_policies()[1].tobytes()) == expected
+    assert agent.A[0].to_dense()[0].tolist() == [0.5, 1.0, 0.0]
+    assert agent.B[0].to_dense()[0, 0].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("n_factors", [1, 2])
+def test_messy_sparse_tables_are_read_as_their_sums(n_factors):
+    """Entries twice, out of order, and zeros that are stored."""
+    values, rows = np.array([0.5, 0.25, 0.25, 0.0, 1.0, 1.0, 0.0]), np.array([1, 0, 0, 1, 0, 1, 0])
+    messy = sparse.csc_array((values, rows, np.array([0, 3, 5, 7])), shape=(2, 3))
+    values, columns = np.array([1.0, 0.25, 0.25, 1.0, 0.0, 0.5]), np.array([1, 0, 0, 2, 1, 0])
+    by_rows = sparse.csr_array((values, columns, np.array([0, 3, 6])), shape=(2, 3))
+    step = sparse.csr_array((np.full(6, 0.5), np.array([1, 1, 2, 2, 0, 0]), np.array([0, 2, 4, 6])), shape=(3, 3))
+    results = []
+    for tables in ([messy, by_rows], [messy.toarray(), by_rows.toarray()]):
+        for moves in ([step, step], np.stack([step.toarray()] * 2, axis=-1)):
+            agent = SparseAgent(tables, [moves] * n_factors, A_factor_list=[[0], [n_factors - 1]])
+            qs = dense(agent.infer_states([0, 1]))
+            results.append([*qs, agent.infer_policies()[1]])
+    for result in results[1:]:
+        for array, expected in zip(result, results[0], strict=True):
+            np.testing.assert_allclose(array, expected, rtol=1e-14, atol=1e-300)
+
+
 # ---- other kinds of numbers
 
 
@@ -634,7 +683,7 @@ def test_copies_act_alike_and_alone(duplicate, case):
 
 
 def test_a_hundred_copies_share_their_tables():
-    agent = SparseAgent.from_model(grid_model(30, 30), policy_len=2)
+    agent = SparseAgent.from_model(grid_model(30, 30), policy_len=2, H=utils.onehot(899, 900))
     agent.reset([am.SparseBelief.point(900, 7)])
     agent.D = agent.qs
     copies = [copy.deepcopy(agent) for _ in range(100)]

@@ -366,8 +366,8 @@ class SparseAgent:
         other = type(self).__new__(type(self))
         memo[id(self)] = other
         for shared in (
-            self._tables, self._tree, self._C, self._utility, self.policies, self.H, self.I, self.num_obs, self.num_states,
-            self.num_controls, self.A_factor_list, self.B_factor_list, self.control_fac_idx,
+            self._tables, self._tree, self._C, self._utility, self.policies, self.H, self.I, self.num_obs,
+            self.num_states, self.num_controls, self.A_factor_list, self.B_factor_list, self.control_fac_idx,
         ):  # fmt: skip
             memo[id(shared)] = shared
         other.__dict__.update(copy.deepcopy(self.__dict__, memo))
