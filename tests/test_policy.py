@@ -371,11 +371,12 @@ def test_it_keeps_its_tables_and_nobody_else_writes_to_them(kind):
     if kind is list:
         inner[:3] = OFFSETS * 0, COLUMNS * 0, VALUES * 0
     expected = CoreSensors(model, [(OFFSETS.copy(), COLUMNS.copy(), VALUES.copy(), N)])
+    only = np.zeros(3, np.int32)
     del table, inner
     for sensors in (made, pickle.loads(pickle.dumps(made)), pickle.loads(pickle.dumps(made, protocol=5))):
         gc.collect()
         filler = [np.full(N, 7) for _ in range(100)]  # would take the place of what was freed
-        assert np.array_equal(call(sensors, actions=np.zeros(3, np.int32)), call(expected, actions=np.zeros(3, np.int32)))
+        assert np.array_equal(call(sensors, actions=only), call(expected, actions=only))
         assert np.array_equal(sensors.likelihood(0, 2, np.arange(N)), np.eye(N)[2])
         assert len(filler) == 100
 
