@@ -1039,3 +1039,72 @@ def test_without_pymdp_it_says_what_to_install():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=same_environment()
     )
     assert shown.stdout.strip() == "pymdp is not installed: pip install 'agentmem-native[pymdp]'"
+
+
+# ---- what is set later
+
+
+def two_policies():
+    return [np.array([[0]]), np.array([[1]])], [np.array([[1]]), np.array([[0]])]
+
+
+@pytest.mark.parametrize("others", [two_policies()[1], [np.array([[1], [1]])]], ids=["reversed", "longer"])
+def test_other_policies_count_at_once(others):
+    A, B = one_factor(np.random.default_rng(30), n_states=4, n_obs=(3,))
+    C = np.array([0.0, 1.0, 3.0])
+    agent = SparseAgent(A, B, C=C, policies=two_policies()[0])
+    agent.infer_states([1])
+    agent.infer_policies()
+    agent.policies = others
+    fresh = SparseAgent(A, B, C=C, policies=others)
+    fresh.infer_states([1])
+    assert agent.infer_policies()[1].tolist() == fresh.infer_policies()[1].tolist()
+    assert agent.E.tolist() == fresh.E.tolist()
+
+
+def test_what_was_given_may_change_afterwards():
+    A, B = one_factor(np.random.default_rng(31), n_states=4, n_obs=(3,))
+    D, E, policies = am.SparseBelief.uniform(4), np.array([0.3, 0.7]), two_policies()[0]
+    agent, expected = (SparseAgent(A, B, D=[D], E=E, policies=policies) for _ in range(2))
+    D.correct(np.array([0.0, 1.0, 0.0, 1.0]))
+    E[:], policies[0][:] = 0.5, 1
+    assert agent.infer_states([1])[0].tolist() == expected.infer_states([1])[0].tolist()
+    assert agent.D[0].tolist() == [0.25] * 4 and agent.E.tolist() == [0.3, 0.7] and agent.policies[0].tolist() == [[0]]
+
+
+@pytest.mark.parametrize("name", ["C", "D", "qs"])
+def test_parts_are_not_replaced_one_by_one(name):
+    A, B = one_factor(np.random.default_rng(32), n_states=4, n_obs=(3,))
+    agent = SparseAgent(A, B)
+    with pytest.raises(ValueError, match="read-only"):
+        getattr(agent, name)[0] = np.ones(4) / 4
+
+
+def test_a_takeover_may_change_what_the_agent_has():
+    A, B = one_factor(np.random.default_rng(33), n_states=4, n_obs=(3,))
+    original = Agent(A, B, E=np.array([0.3, 0.7]), policies=two_policies()[0])
+    agent = SparseAgent.from_pymdp(original, policy_len=2, C=[np.array([0.0, 1.0, 2.0])], H=[np.array([0.0, 0, 0, 1])])
+    assert len(agent.policies) == 9 and agent.E.tolist() == [1 / 9] * 9
+    assert agent.C[0].tolist() == [0, 1, 2] and agent.I is not None
+
+
+def test_preferences_over_time_may_reach_further_than_policies():
+    A, B = one_factor(np.random.default_rng(35), n_states=4, n_obs=(3, 2))
+    C = objects([np.arange(6.0).reshape(3, 2), np.array([[0.0, 2.0, 1.0], [1.0, 0.0, 3.0]])])
+    agents = [kind(A, B, C=C, policy_len=2) for kind in (Agent, SparseAgent)]
+    for agent in agents:
+        agent.infer_states([1, 0])
+    expected, found = (agent.infer_policies()[1] for agent in agents)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sampling_mode", "action_selection"])
+def test_choices_are_checked_when_they_count(name):
+    A, B = one_factor(np.random.default_rng(34), n_states=4, n_obs=(3,))
+    agent = SparseAgent(A, B)
+    agent.infer_states([1])
+    agent.infer_policies()
+    setattr(agent, name, "nonsense")
+    with pytest.raises(ValueError, match=f"{name}='nonsense' given"):
+        agent.sample_action()
+    assert agent.action is None and agent.curr_timestep == 0

@@ -131,9 +131,9 @@ class OneFactor:
             return self._sensors.likelihood(modality, reading, states)
         return self._sensors.expectation(modality, reading)[states]
 
-    def utility(self, preferences: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def utility(self, preferences: Sequence[NDArray[np.float64]], depth: int) -> NDArray[np.float64]:
         """(1 or depth, S): what a state is worth by its expected log-preference, over all modalities."""
-        n_times = max(p.shape[1] for p in preferences)
+        n_times = max(min(p.shape[1], depth) for p in preferences)
         value = np.zeros((n_times, self.model.n_states))
         for m, p in enumerate(preferences):
             for t in range(n_times):
@@ -247,9 +247,9 @@ class Factors:
         steps = zip(self._B, self.B_factor_list, controls, strict=True)
         return [tables[u] @ _joint(qs, factors) for tables, factors, u in steps]
 
-    def utility(self, preferences: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    def utility(self, preferences: Sequence[NDArray[np.float64]], depth: int) -> list[NDArray[np.float64]]:
         """Per modality (1 or depth, joint states): what a state is worth by its expected log-preference."""
-        return [(table.T @ p).T for table, p in zip(self._A, preferences, strict=True)]
+        return [(table.T @ p[:, :depth]).T for table, p in zip(self._A, preferences, strict=True)]
 
     def worth(
         self, qs: ObjectArray, tree: Tree, utility: Any, costs: list[Any] | None, information: bool
@@ -324,7 +324,8 @@ def _by_joint_state(a: Any) -> Any:
     """One modality's A as (O, joint states) csr_array of float64."""
     table = a if _is_sparse(a) else np.asarray(a, dtype=np.float64)
     if table.ndim < 2:
-        raise ValueError(f"A of shape {table.shape} given; expected (observations, states, ...)")
+        raise ValueError(f"A of shape {table.shape} given; expected (observations, states, ...), "
+                         "an ndarray or sparse matrix for each modality")
     return _csr(table.reshape(table.shape[0], -1) if table.ndim > 2 else table)
 
 

@@ -55,7 +55,7 @@ IGNORED = {
 # What `from_pymdp` takes over as it is.
 KEPT = (
     "policy_len", "control_fac_idx", "policies", "gamma", "alpha", "use_utility", "use_states_info_gain",
-    "action_selection", "sampling_mode", "A_factor_list", "B_factor_list",
+    "action_selection", "sampling_mode", "A_factor_list", "B_factor_list", "C", "D", "E",
 )  # fmt: skip
 
 
@@ -96,7 +96,8 @@ class SparseAgent:
     by what its 1e-16 inside logs adds, and a step costs O(entries in the rows of the support). With several factors
     they are pymdp's own, without zeros unless `prune` makes some; a step costs O(entries of A and B), and only an
     observation that one modality rules out for certain counts as impossible. One thread per agent; any number of
-    agents over the same tables.
+    agents over the same tables. Where stochastic selection meets equal options, a last bit of rounding may let the same
+    dice fall the other way than in pymdp.
 
     Examples
     --------
@@ -150,8 +151,11 @@ class SparseAgent:
         """
         kept = {name: getattr(agent, name) for name in UNSUPPORTED if hasattr(agent, name)}
         kept |= {name: getattr(agent, name) for name in KEPT} | agent.edge_handling_params
-        made = cls(agent.A, agent.B, agent.C, agent.D, agent.E, **(kept | options))
-        made.H, made.I = agent.H, agent.I  # not inferred again: the agent's depth and threshold are not kept
+        if options.keys() & {"policies", "policy_len", "control_fac_idx"}:
+            del kept["policies"], kept["E"]
+        made = cls(agent.A, agent.B, **(kept | options))
+        if "H" not in options:
+            made.H, made.I = agent.H, agent.I
         made.qs = [without_dust(q) for q in agent.qs] if made.num_factors == 1 else agent.qs
         for name in ("action", "curr_timestep", "q_pi", "G"):
             if hasattr(agent, name):
@@ -192,6 +196,10 @@ class SparseAgent:
         _check_choice("on_impossible", on_impossible, ("raise", "pymdp"))
         if not 0 <= prune < 1:
             raise ValueError(f"prune={prune!r} given; expected at least 0 and below 1")
+        if ii_depth < 1:
+            raise ValueError(f"ii_depth={ii_depth!r} given; expected at least 1")
+        if not math.isfinite(gamma) or not math.isfinite(alpha):
+            raise ValueError(f"gamma={gamma!r} and alpha={alpha!r} given; expected finite numbers")
         if num_controls is not None and list(num_controls) != tables.num_controls:
             raise ValueError(f"num_controls={list(num_controls)} given; B has {tables.num_controls}")
         self._tables = tables
@@ -211,16 +219,11 @@ class SparseAgent:
         self.control_fac_idx = control_fac_idx
         if policies is None:
             policies = control.construct_policies(self.num_states, self.num_controls, policy_len, control_fac_idx)
-        self.policies = policies
-        self._tree = Tree.of(policies, self.num_controls)
+        self._tree, self._policies = _read_policies(policies, self.num_controls)
 
         self.C = [np.zeros(n) for n in self.num_obs] if C is None else C
-        self.D = self._beliefs(_items(D, self.num_factors, "D")) if D is not None else self._uniform()
-        self.E = np.full(len(policies), 1 / len(policies)) if E is None else np.asarray(E, dtype=np.float64)
-        if self.E.shape != (len(policies),):
-            raise ValueError(f"E of shape {self.E.shape} given; expected ({len(policies)},), one for each policy")
-        if not (np.isfinite(self.E) & (self.E >= 0)).all():
-            raise ValueError(f"E of {self.E} given; expected finite numbers of at least 0")
+        self.D = self._uniform() if D is None else D
+        self.E = E
         self.H = H
         self.I = None if H is None else tables.induction(_items(H, self.num_factors, "H"), ii_threshold, ii_depth)
         if save_belief_hist:
@@ -251,21 +254,59 @@ class SparseAgent:
 
     @C.setter
     def C(self, C: Any) -> None:
+        self._C, self._utility = self._preferences(C, self._tree.depth)
+
+    def _preferences(self, C: Any, depth: int) -> tuple[ObjectArray, Any]:
+        """A read-only copy of C, and what states are worth by it."""
         preferences = [np.array(c, dtype=np.float64) for c in _items(C, self.num_modalities, "C")]
         for m, (c, n) in enumerate(zip(preferences, self.num_obs, strict=True)):
-            if c.ndim not in (1, 2) or len(c) != n or (c.ndim == 2 and c.shape[1] < self._tree.depth):
+            if c.ndim not in (1, 2) or len(c) != n or (c.ndim == 2 and c.shape[1] < depth):
                 raise ValueError(f"C of modality {m} has shape {c.shape}; expected ({n},) or ({n}, policy_len)")
             if not np.isfinite(c).all():
                 raise ValueError(f"C of modality {m} has {c[~np.isfinite(c)][0]}; expected finite numbers")
             c.flags.writeable = False
-        self._C = object_array(preferences)
-        self._utility = self._tables.utility(
-            [maths.spm_log_single(maths.softmax(c if c.ndim == 2 else c[:, np.newaxis])) for c in preferences]
-        )
+        logs = [maths.spm_log_single(maths.softmax(c if c.ndim == 2 else c[:, np.newaxis])) for c in preferences]
+        return _locked(preferences), self._tables.utility(logs, depth)
+
+    @property
+    def D(self) -> ObjectArray:
+        """What it believes about each factor before the first observation: SparseBeliefs. To change them, set all."""
+        return self._D
+
+    @D.setter
+    def D(self, D: Any) -> None:
+        self._D = self._beliefs(_items(D, self.num_factors, "D"))
+
+    @property
+    def policies(self) -> tuple[NDArray[Any], ...]:
+        """(policy_len, n_factors) controls of each policy. Setting others makes E uniform again."""
+        return self._policies
+
+    @policies.setter
+    def policies(self, policies: Sequence[NDArray[Any]]) -> None:
+        tree, copies = _read_policies(policies, self.num_controls)
+        self._C, self._utility = self._preferences(self._C, tree.depth)
+        self._tree, self._policies = tree, copies
+        self.E = None
+
+    @property
+    def E(self) -> NDArray[np.float64]:
+        """(n_policies,) prior over policies; None sets a uniform one."""
+        return self._E
+
+    @E.setter
+    def E(self, E: Any) -> None:
+        n = len(self._policies)
+        prior = np.full(n, 1 / n) if E is None else np.array(E, dtype=np.float64)
+        if prior.shape != (n,):
+            raise ValueError(f"E of shape {prior.shape} given; expected ({n},), one for each policy")
+        if not (np.isfinite(prior) & (prior >= 0)).all():
+            raise ValueError(f"E of {prior} given; expected finite numbers of at least 0")
+        self._E = prior
 
     @property
     def qs(self) -> ObjectArray:
-        """What it believes about each factor: SparseBeliefs; what is set is made such."""
+        """What it believes about each factor: SparseBeliefs. To change them, set all."""
         return self._qs
 
     @qs.setter
@@ -273,12 +314,11 @@ class SparseAgent:
         self._qs = self._beliefs(qs)
 
     def _uniform(self) -> ObjectArray:
-        return object_array([SparseBelief.uniform(n, dtype=self._tables.dtype) for n in self.num_states])
+        return _locked([SparseBelief.uniform(n, dtype=self._tables.dtype) for n in self.num_states])
 
     def _beliefs(self, qs: Any) -> ObjectArray:
-        """Beliefs about each factor as SparseBeliefs; those that are already are not copied."""
-        dtype = self._tables.dtype
-        beliefs = [b if isinstance(b, SparseBelief) and b.dtype == dtype else SparseBelief(b, dtype=dtype) for b in qs]
+        """Copies of beliefs about each factor, as SparseBeliefs."""
+        beliefs = [SparseBelief(b, dtype=self._tables.dtype) for b in qs]
         if len(beliefs) != self.num_factors:
             raise ValueError(f"{len(beliefs)} beliefs given; expected {self.num_factors}, one for each factor")
         for f, (b, n) in enumerate(zip(beliefs, self.num_states, strict=True)):
@@ -286,7 +326,7 @@ class SparseAgent:
                 raise ValueError(f"belief about factor {f} of shape {b.shape} given; expected ({n},)")
             if not abs(b.sum() - 1) <= 1e-5:
                 raise ValueError(f"belief about factor {f} sums to {b.sum():.12g}; expected 1")
-        return object_array(beliefs)
+        return _locked(beliefs)
 
     # ---- pymdp's verbs
 
@@ -312,19 +352,19 @@ class SparseAgent:
         """
         seen = self._readings(observation, distr_obs)
         if self.action is None:
-            before, action = self._beliefs(self.D), None
+            before, action = self._D, None
         else:
             before, action = self._qs, self._controls(self.action)
         try:
             beliefs = self._tables.infer(before, action, seen, self.prune)
         except ImpossibleObservation:
-            if self.on_impossible == "raise":
+            if self.on_impossible != "pymdp":
                 raise ImpossibleObservation(
                     f"observation {observation} after action {action} is impossible: evidence 0.0; "
                     "on_impossible='pymdp' goes on with the mix that pymdp makes of it"
                 ) from None
             beliefs = self._tables.mix(before, action, seen)
-        self._qs = object_array(beliefs)
+        self._qs = _locked(beliefs)
         if hasattr(self, "qs_hist"):
             self.qs_hist.append(self._qs)
         return self._qs
@@ -349,6 +389,8 @@ class SparseAgent:
 
         Draws from NumPy's global random stream, as pymdp does.
         """
+        _check_choice("action_selection", self.action_selection, ("deterministic", "stochastic"))
+        _check_choice("sampling_mode", self.sampling_mode, ("marginal", "full"))
         choose = control.sample_action if self.sampling_mode == "marginal" else control.sample_policy
         self.action = choose(
             self.q_pi, self.policies, self.num_controls, action_selection=self.action_selection, alpha=self.alpha
@@ -365,12 +407,11 @@ class SparseAgent:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        for shared in (
-            self._tables, self._tree, self._C, self._utility, self.policies, self.H, self.I, self.num_obs,
+        shared = (
+            self._tables, self._tree, self._policies, self._C, self._utility, self.H, self.I, self.num_obs,
             self.num_states, self.num_controls, self.A_factor_list, self.B_factor_list, self.control_fac_idx,
-        ):  # fmt: skip
-            memo[id(shared)] = shared
-        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        )  # fmt: skip
+        other.__dict__.update(copy.deepcopy(self.__dict__, {**memo, **{id(part): part for part in shared}}))
         return other
 
     # ---- private
@@ -398,7 +439,7 @@ class SparseAgent:
 
     def _controls(self, action: Any) -> list[int]:
         controls = [int(u) for u in action]
-        if len(controls) != self.num_factors or not all(
+        if controls != list(action) or len(controls) != self.num_factors or not all(
             0 <= u < n for u, n in zip(controls, self.num_controls, strict=True)
         ):
             raise ValueError(f"action {controls} given; expected one of {self.num_controls} controls for each factor")
@@ -431,6 +472,24 @@ def _refuse_unsupported(options: dict[str, Any]) -> None:
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} given; expected one of {', '.join(map(repr, choices))}")
+
+
+def _read_policies(
+    policies: Sequence[NDArray[Any]], num_controls: Sequence[int]
+) -> tuple[Tree, tuple[NDArray[Any], ...]]:
+    """Policies as a tree, and as read-only copies."""
+    copies = tuple(np.array(policy) for policy in policies)
+    tree = Tree.of(copies, num_controls)
+    for policy in copies:
+        policy.flags.writeable = False
+    return tree, copies
+
+
+def _locked(items: Sequence[Any]) -> ObjectArray:
+    """An object array whose items nobody replaces."""
+    array = object_array(items)
+    array.flags.writeable = False
+    return array
 
 
 def _items(given: Any, n: int, name: str) -> list[Any]:
