@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -507,3 +508,16 @@ def test_damaged_files_raise_nothing_else(tmp_path):
             found.expected_rewards()
             read_or_refused[True] += 1
     assert min(read_or_refused.values()) > 0
+
+
+def test_rows_written_over_leave_nothing_behind(read):
+    """The usual way to change some rows of an identity, at a size where dense rows would show."""
+    n = 2_000
+    rows = "".join(f"T: 0 : {k} : * 0\nT: 0 : {k} : {(k + 1) % n} 1\n" for k in range(n))
+    tracemalloc.start()
+    found = read(preamble(n, 1, 1) + "O: * uniform\nT: * identity\n" + rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * n * n / 10
+    T = found.model.transition(0)
+    assert T.nnz == n and (T.indices == (np.arange(n) + 1) % n).all()

@@ -294,17 +294,19 @@ class _Space(NamedTuple):
 class _Table:
     """The entries of one matrix in the order they were written; of those for the same cell the last counts."""
 
-    __slots__ = ("columns", "lines", "rows", "shape", "values")
+    __slots__ = ("columns", "lines", "rows", "shape", "since", "values")
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.shape = shape
         self.rows, self.columns, self.values = array("i"), array("i"), array("d")  # these grow without a second copy
         self.lines: NDArray[np.int32] | None = None  # by row, the line that wrote to it last; 0: none did
+        self.since: NDArray[np.int64] | None = None  # by row, the first entry that counts; None: all do
 
     def copy(self) -> _Table:
         copied = _Table(self.shape)
         copied.rows, copied.columns, copied.values = self.rows[:], self.columns[:], self.values[:]
         copied.lines = None if self.lines is None else self.lines.copy()
+        copied.since = None if self.since is None else self.since.copy()
         return copied
 
     def mark(self, rows: Any, lines: Any) -> None:
@@ -319,9 +321,12 @@ class _Table:
         _append((self.rows, self.columns, self.values), rows, columns, values)
 
     def put_row(self, row: int, cells: NDArray[np.float64], line: int) -> None:
-        """Write to all cells of a row. Zeros are kept only where something is written already."""
-        is_new = self.lines is None or not self.lines[row]
-        columns = np.flatnonzero(cells) if is_new else np.arange(len(cells))
+        """Write to all cells of a row: what was written to it before counts no more."""
+        if self.lines is not None and self.lines[row]:
+            if self.since is None:
+                self.since = np.zeros(self.shape[0], np.int64)
+            self.since[row] = len(self.rows)
+        columns = np.flatnonzero(cells)
         self.put(row, columns, cells[columns], line)
 
     def put_rows(self, cells: NDArray[np.float64], line: int) -> None:
@@ -339,13 +344,18 @@ class _Table:
         from scipy.sparse import csr_array
 
         n_rows, n_columns = self.shape
-        cells = np.frombuffer(self.rows, np.int32).astype(np.int64)
+        rows = np.frombuffer(self.rows, np.int32)
+        counts = None if self.since is None else np.flatnonzero(np.arange(len(rows)) >= self.since[rows])
+        cells = rows.astype(np.int64)
+        del rows
         self.rows = array("i")
         cells *= n_columns
         cells += np.frombuffer(self.columns, np.int32)
         self.columns = array("i")
         values = np.frombuffer(self.values)
         self.values = array("d")
+        if counts is not None:
+            cells, values = cells[counts], values[counts]
         if not (cells[1:] > cells[:-1]).all():
             values = values[np.argsort(cells, kind="stable")]
             cells.sort()

@@ -128,11 +128,11 @@ class SparseHistogram(pomdp_py.Histogram):
 
     @classmethod
     def from_belief(cls, belief: SparseBelief, states: Space) -> Self:
-        """The histogram that holds this belief: the object itself, not a copy."""
-        if belief.size != len(states):
-            raise ValueError(f"belief of {belief.size} states given; expected {len(states)}")
+        """The histogram that holds a copy of this belief."""
+        if belief.shape != (len(states),):
+            raise ValueError(f"belief of shape {belief.shape} given; expected ({len(states)},)")
         made = cls.__new__(cls)
-        made._take(states, belief)
+        made._take(states, belief.copy())
         return made
 
     def _take(self, states: Space, belief: SparseBelief) -> None:
@@ -226,7 +226,7 @@ class SparseHistogram(pomdp_py.Histogram):
     # ---- copies
 
     def __copy__(self) -> Self:
-        return self.from_belief(self._belief.copy(), self.states)
+        return self.from_belief(self._belief, self.states)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.from_belief, (self._belief, self.states)
