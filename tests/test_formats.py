@@ -521,3 +521,9 @@ def test_rows_written_over_leave_nothing_behind(read):
     assert peak < 8 * n * n / 10
     T = found.model.transition(0)
     assert T.nnz == n and (T.indices == (np.arange(n) + 1) % n).all()
+
+
+def test_a_mark_of_encoding_is_no_word(tmp_path):
+    path = tmp_path / "marked.pomdp"
+    path.write_bytes(b"\xef\xbb\xbf" + (preamble() + FILLED).encode())
+    assert read_pomdp(path).model.n_states == 3

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from io import RawIOBase
 from pathlib import Path
@@ -170,7 +171,11 @@ def read_pomdp(
     array([[  -1.,   -1.],
            [-100.,   10.]])
     """
+    if not 0 <= row_tolerance < 1:
+        raise ValueError(f"row_tolerance={row_tolerance!r} given; expected at least 0 and below 1")
     with Path(path).open("rb", buffering=0) as file:
+        if file.read(len(BOM_UTF8)) != BOM_UTF8:
+            file.seek(0)
         return _Reader(_Tokens(file, str(path)), row_tolerance).read(dtype)
 
 
