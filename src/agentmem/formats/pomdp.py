@@ -174,8 +174,6 @@ def read_pomdp(
     if not 0 <= row_tolerance < 1:
         raise ValueError(f"row_tolerance={row_tolerance!r} given; expected at least 0 and below 1")
     with Path(path).open("rb", buffering=0) as file:
-        if file.read(len(BOM_UTF8)) != BOM_UTF8:
-            file.seek(0)
         return _Reader(_Tokens(file, str(path)), row_tolerance).read(dtype)
 
 
@@ -189,12 +187,14 @@ class _Tokens:
         self.values = np.empty(0)
         self.lines = np.empty(0, np.int32)
         self.at = 0
-        self.is_all = False
+        self.is_first, self.is_all = True, False
 
     def more(self) -> None:
         """Forget the tokens before `at`, and take those of the next piece in hand; the last of all is of kind END."""
         piece = self.file.read(PIECE) or b""
         self.is_all = not piece
+        if self.is_first:
+            piece, self.is_first = piece.removeprefix(BOM_UTF8), False
         try:
             kinds, values, lines = self.scanner.scan(piece, last=self.is_all)
         except ValueError as error:
