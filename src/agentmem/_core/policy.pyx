@@ -12,6 +12,7 @@ The last two lines are the information gain on states (Friston et al. 2017, "Act
 per modality, with the constants of pymdp, so that the numbers are the same.
 """
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
 from libc.math cimport INFINITY, exp, log
 from libc.stdint cimport int32_t, int64_t, uint64_t
@@ -26,10 +27,13 @@ cnp.import_array()
 
 # A push marks its targets while it meets fewer than this many entries per target; above, a scan is cheaper.
 cdef double MARK_BELOW = 0.5
-# Entries met per policy step times steps, from which releasing the GIL (45 ns) is lost in the noise.
-cdef double RELEASE_FROM = 4000
+# Entries met after which a walk looks whether somebody wants to interrupt it: about 0.1 s.
+cdef double PAUSE_AFTER = 1e8
 cdef double NEGLIGIBLE = exp(-16.0)  # pymdp's: states below it gain no information, and it is added inside that log
 cdef double EPSILON = 1e-16          # pymdp's: added inside all other logs
+
+cdef enum:
+    PAUSED = -10  # of a walk that is not at its end
 
 
 cdef struct Level:  # a distribution as a list, ascending
@@ -158,17 +162,24 @@ cdef double entropy_of(const Level* level) noexcept nogil:
 
 cdef int walk(const Table* tables, const int32_t* transition_of, const Table* sensors, Py_ssize_t n_sensors, bint wide,
               const int32_t* depths, const int32_t* actions, Py_ssize_t n_nodes, const Preference* preference,
-              Workspace* w, Level* levels, Level* seen, double* worth) noexcept nogil:
-    """The worth of the way from the root, levels[0], to each node; nodes are in depth-first order."""
+              Workspace* w, Level* levels, Level* seen, double* worth, Py_ssize_t* at) noexcept nogil:
+    """The worth of the way from the root, levels[0], to each node from `at` on; nodes are in depth-first order."""
     cdef Py_ssize_t k, m, depth
-    cdef double total
-    for k in range(n_nodes):
+    cdef double total, work = 0
+    cdef const Table* T
+    for k in range(at[0], n_nodes):
+        if work > PAUSE_AFTER:
+            at[0] = k
+            return PAUSED
         depth = depths[k]
-        if spread(&levels[depth - 1], 0, &tables[transition_of[actions[k]]], wide, w, &levels[depth]) != 0:
+        T = &tables[transition_of[actions[k]]]
+        work += T.n_columns + levels[depth - 1].n * (<double> T.n_entries / T.n_rows)
+        if spread(&levels[depth - 1], 0, T, wide, w, &levels[depth]) != 0:
             return NO_MEMORY
         total = value_of(&levels[depth], preference, depth)
         if preference.ambiguity != NULL:
             for m in range(n_sensors):
+                work += sensors[m].n_columns + levels[depth].n * (<double> sensors[m].n_entries / sensors[m].n_rows)
                 if spread(&levels[depth], NEGLIGIBLE, &sensors[m], wide, w, seen) != 0:
                     return NO_MEMORY
                 total += entropy_of(seen)
@@ -326,11 +337,11 @@ cdef class CoreSensors:
 
         Notes
         -----
-        O(entries of the tables in the rows of every level's support). Releases the GIL when that is worth it.
+        O(entries of the tables in the rows of every level's support). Releases the GIL; can be interrupted.
         """
         cdef Py_ssize_t n_states = self.model.n_states, n = states.shape[0], n_nodes
         cdef Py_ssize_t k, m, deepest = 0, widest = n_states
-        cdef double entries
+        cdef Py_ssize_t at = 0
         cdef Preference preference
         cdef Workspace* w
         cdef Level* levels
@@ -366,38 +377,36 @@ cdef class CoreSensors:
         if n_nodes == 0:
             return out
         cdef double[::1] worth = out
-        entries = <double> self.model.tables[self.model.transition_of[0]].n_entries
         for m in range(self.n_modalities):
             widest = max(widest, self.tables[m].n_columns)
-            entries += self.tables[m].n_entries
-        entries *= (<double> n_nodes) * max(1, n) / n_states
         levels = <Level*> PyMem_RawCalloc(deepest + 2, sizeof(Level))  # the root, one each depth, the observations
         w = borrow(widest)
-        status = NO_MEMORY
-        if levels != NULL and w != NULL and make_room(&levels[0], max(<Py_ssize_t> 1, n)) == 0:
+        try:
+            if levels == NULL or w == NULL or make_room(&levels[0], max(<Py_ssize_t> 1, n)) != 0:
+                raise MemoryError
             levels[0].n = n
             for k in range(n):
                 levels[0].places[k] = <int32_t> states[k]
                 levels[0].mass[k] = mass[k]
-            if entries < RELEASE_FROM:
-                status = walk(self.model.tables, self.model.transition_of, self.tables, self.n_modalities,
-                              self.model.type_num == cnp.NPY_DOUBLE, &depth_of[0], &action_of[0], n_nodes, &preference, w,
-                              levels, &levels[deepest + 1], &worth[0])
-            else:
+            while True:
                 with nogil:
                     status = walk(self.model.tables, self.model.transition_of, self.tables, self.n_modalities,
                                   self.model.type_num == cnp.NPY_DOUBLE, &depth_of[0], &action_of[0], n_nodes,
-                                  &preference, w, levels, &levels[deepest + 1], &worth[0])
-        if w != NULL:
-            give_back(w)
-        if levels != NULL:
-            for k in range(deepest + 2):
-                PyMem_RawFree(levels[k].places)
-                PyMem_RawFree(levels[k].mass)
-            PyMem_RawFree(levels)
-        if status != 0:
-            raise MemoryError
-        return out
+                                  &preference, w, levels, &levels[deepest + 1], &worth[0], &at)
+                if status != PAUSED:
+                    break
+                PyErr_CheckSignals()
+            if status != 0:
+                raise MemoryError
+            return out
+        finally:
+            if w != NULL:
+                give_back(w)
+            if levels != NULL:
+                for k in range(deepest + 2):
+                    PyMem_RawFree(levels[k].places)
+                    PyMem_RawFree(levels[k].mass)
+                PyMem_RawFree(levels)
 
 
 cdef int check_tree(const int32_t[::1] depths, const int32_t[::1] actions, Py_ssize_t n_actions) except -1:
