@@ -1108,3 +1108,13 @@ def test_choices_are_checked_when_they_count(name):
     with pytest.raises(ValueError, match=f"{name}='nonsense' given"):
         agent.sample_action()
     assert agent.action is None and agent.curr_timestep == 0
+
+
+def test_pruning_waits_for_all_modalities():
+    """The second modality favours the state that the first one makes improbable."""
+    A = objects([np.array([[0.999, 0.001], [0.001, 0.999]]), np.array([[1e-6, 1 - 1e-6], [1 - 1e-6, 1e-6]])])
+    B = np.eye(2)[:, :, np.newaxis].repeat(2, axis=2)
+    agent = SparseAgent(A, B, prune=0.01)
+    agent.action = np.array([0.0])
+    assert agent.infer_states([0, 0])[0].nnz == 1
+    assert agent.qs[0].mode() == 1

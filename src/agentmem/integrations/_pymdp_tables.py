@@ -159,8 +159,8 @@ class Factors:
     """Tables of agents with several factors, each matrix in the smaller of CSR and dense: observations or next states
     by rows, joint states of the factors concerned by columns.
 
-    Beliefs are pymdp's to the last bit, with what its 1e-16 inside logs puts everywhere: mean field may give the true
-    state less than that, and finds back by it.
+    Beliefs are pymdp's to rounding, with what its 1e-16 inside logs puts everywhere: mean field may give the true state
+    less than that, and finds back by it.
     """
 
     dtype = np.dtype(np.float64)
@@ -281,10 +281,6 @@ class Factors:
             [_reached(goal, [t.T for t in self._B[factors[0]]], threshold, depth)
              for goal, factors in zip(goals, self.B_factor_list, strict=True)]
         )  # fmt: skip
-
-
-# ---- reading pymdp's forms
-
 
 
 # ---- reading pymdp's forms

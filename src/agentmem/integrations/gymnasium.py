@@ -147,14 +147,16 @@ def preferences_from_env(env: Any, observation: Observation = None) -> NDArray[n
         ]
     except (TypeError, ValueError) as error:
         raise ValueError(f"P is not P[s][a] = [(probability, next state, reward, done), ...]: {error}") from None
+    if wrong := [entry for entry in entries if not 0 <= entry[1] <= 1]:
+        raise ValueError(f"P of state {wrong[0][0]} has a probability of {wrong[0][1]}; expected 0 to 1")
     ends = {target for _, probability, target, _, done in entries if done and probability > 0}
     gained, weight = np.zeros(n_states), np.zeros(n_states)
     for state, probability, target, reward, _ in entries:
         if state not in ends:
             gained[target] += probability * reward
             weight[target] += probability
-    if len(wrong := np.flatnonzero(~np.isfinite(gained))):
-        raise ValueError(f"rewards of state {wrong[0]} in P sum to {gained[wrong[0]]}; expected finite ones")
+    if len(bad := np.flatnonzero(~np.isfinite(gained))):
+        raise ValueError(f"rewards of state {bad[0]} in P sum to {gained[bad[0]]}; expected finite ones")
     return _ratio(table.T @ _ratio(gained, weight), table.T @ np.ones(n_states))
 
 

@@ -92,12 +92,14 @@ class SparseAgent:
     Notes
     -----
     Inputs are copied, entry by entry: given sparse ones, no dense table is ever made. `copy.deepcopy(agent)` is an
-    independent agent over the same tables: make many so. With one factor beliefs are exact, so they differ from pymdp's
-    by what its 1e-16 inside logs adds, and a step costs O(entries in the rows of the support). With several factors
-    they are pymdp's own, without zeros unless `prune` makes some; a step costs O(entries of A and B), and only an
-    observation that one modality rules out for certain counts as impossible. One thread per agent; any number of
-    agents over the same tables. Where stochastic selection meets equal options, a last bit of rounding may let the same
-    dice fall the other way than in pymdp.
+    independent agent over the same tables: make many so. One thread per agent; any number of agents over the same
+    tables.
+
+    With one factor beliefs are exact, so they differ from pymdp's by what its 1e-16 inside logs adds, and a step costs
+    O(entries in the rows of the support), with distributions as observations O(entries of A). With several factors
+    they are pymdp's to rounding, without zeros unless `prune` makes some; a step costs O(entries of A and B), and only
+    an observation that one modality rules out for certain counts as impossible. Where stochastic selection meets equal
+    options, a last bit of rounding may let the same dice fall the other way than in pymdp.
 
     Examples
     --------

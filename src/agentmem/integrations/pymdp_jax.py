@@ -30,6 +30,7 @@ FIXED: dict[str, Any] = {
     "inference_algo": "fpi",
     "use_param_info_gain": False,
     "use_inductive": False,
+    "H": None,
     "pA": None,
     "pB": None,
     "learn_A": False,
@@ -137,6 +138,8 @@ class SparseAgent(Agent):
         if C is not None:
             C = [_batched(C, "C", n_observations, batch_size)]
         D = [_batched(model.belief().to_dense() if D is None else D, "D", n_states, batch_size)]
+        if not (np.all(D[0] >= 0) and np.allclose(D[0].sum(axis=-1), 1, atol=1e-4)):
+            raise ValueError(f"D that sums to {D[0].sum(axis=-1)} given; expected probabilities")
         # Views of one zero, for the shapes that pymdp reads its own facts from.
         zero = np.zeros((), np.float32)
         A = [np.broadcast_to(zero, (batch_size, n_observations, n_states))]
