@@ -287,7 +287,7 @@ def test_the_record_is_compact_and_read_only():
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
     assert repr(record) == (
-        f"Trajectory(steps=20, shape=(1000,), dtype=float32, entries={n_entries}, nbytes={record.nbytes})"
+        f"Trajectory(steps=20, belief_shape=(1000,), dtype=float32, entries={n_entries}, nbytes={record.nbytes})"
     )
 
 

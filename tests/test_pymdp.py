@@ -984,9 +984,9 @@ OBSERVATIONS = {
     "negative": ([-1], {}, "observation -1 given"),
     "too many": ([0, 0], {}, "observation of 2 readings given; expected 1"),
     "none": ([], {}, "observation of 0 readings given; expected 1"),
-    "a fraction": ([0.5], {}, "integer"),
-    "a word": (["a"], {}, "integer"),
-    "nothing": (None, {}, "NoneType"),
+    "a fraction": ([0.5], {}, "modality 0: observation 0.5 given; expected an int"),
+    "a word": (["a"], {}, "observation 'a' given; expected an int"),
+    "nothing": (None, {}, "observation None given; expected an int"),
     "a short distribution": ([[1.0]], {"distr_obs": True}, r"modality 0: .* expected \(2,\)"),
     "a negative distribution": ([[1.0, -0.5]], {"distr_obs": True}, "modality 0: .* at least 0"),
     "a distribution of nan": ([[1.0, np.nan]], {"distr_obs": True}, "modality 0: .*nan"),
@@ -1118,3 +1118,42 @@ def test_pruning_waits_for_all_modalities():
     agent.action = np.array([0.0])
     assert agent.infer_states([0, 0])[0].nnz == 1
     assert agent.qs[0].mode() == 1
+
+
+def test_other_kinds_of_arrays_are_read_as_numpys():
+    """JAX's, nested lists, a matrix for each control: never with axes mistaken."""
+    jnp = pytest.importorskip("jax.numpy")
+    A, B = np.eye(4) * 0.9 + 0.025, np.zeros((4, 4, 3))
+    for u in range(3):
+        B[(np.arange(4) + u) % 4, np.arange(4), u] = 1
+    forms = [
+        (jnp.array(A), jnp.array(B)),
+        ([jnp.array(A)], [jnp.array(B)]),
+        ([A], [B.tolist()]),
+        ([A.tolist()], [B]),
+        ([A], [[B[:, :, u] for u in range(3)]]),
+        ([A], [B[:, :, u] for u in range(3)]),
+    ]
+    for a, b in forms:
+        agent = SparseAgent(a, b)
+        np.testing.assert_allclose(np.asarray(agent.A[0]), A, atol=1e-7)
+        assert np.asarray(agent.B[0]).tolist() == B.tolist()
+
+
+def test_too_many_policies_are_not_begun():
+    A, B = one_factor(np.random.default_rng(36), n_states=4, n_obs=(3,))
+    with pytest.raises(ValueError, match=r"policy_len=20 makes [\d,]+ policies .* pass those that count as policies="):
+        SparseAgent(A, B, policy_len=20)
+
+
+@pytest.mark.parametrize("agent", [None, object()])
+def test_only_agents_of_this_half_are_taken_over(agent):
+    with pytest.raises(TypeError, match=r"expected a pymdp\.legacy\.agent\.Agent"):
+        SparseAgent.from_pymdp(agent)
+
+
+@pytest.mark.parametrize("reading", [0.5, "a", None, [1], np.array([1.0, 0.0])])
+def test_readings_that_are_no_ints_say_so(reading):
+    A, B = one_factor(np.random.default_rng(37), n_states=4, n_obs=(3, 2))
+    with pytest.raises(TypeError, match=r"modality 1: observation .* given; expected an int"):
+        SparseAgent(A, B).infer_states([0, reading])

@@ -157,7 +157,8 @@ class Model(CoreModel):
     def from_pymdp(cls, A: Any, B: Any, D: Any = None, *, dtype: DTypeLike = np.float64) -> Self:
         """A model from pymdp's layout: A (O, S), B (S', S, U), D (S,); also as pymdp's lists of one modality or factor.
 
-        D is the belief at the first observation: begin with ``belief.correct(model.likelihood(0, first))``.
+        D is the belief at the first observation: begin with ``belief.correct(model.likelihood(0, first))``, or by
+        ``model.filter(..., first="correct")``.
         Raises ValueError for several modalities or factors.
         """
         likelihood, transition = _only(A, "A", "modalities"), _only(B, "B", "factors")
@@ -175,7 +176,8 @@ class Model(CoreModel):
     def from_hmm(cls, startprob: ArrayLike, transmat: Any, emissionprob: Any, *, dtype: DTypeLike = np.float64) -> Self:
         """A model of one action from hmmlearn's `startprob_`, `transmat_` and `emissionprob_`.
 
-        There the start is the belief at the first observation, before any transition: begin with
+        There the start is the belief at the first observation, before any transition: score a sequence by
+        ``model.filter(symbols, first="correct").log_evidence.sum()``. Step by step, begin with
         ``belief.correct(model.likelihood(0, first))`` and go on with `update`.
         """
         return cls([transmat], emissionprob, startprob, dtype=dtype)
@@ -719,7 +721,7 @@ def _numbers(given: ArrayLike, name: str, *, missing: int | None) -> NDArray[np.
     """One int per step, with `missing` in the place of None."""
     array = np.asarray(given.tolist() if np.ma.isMaskedArray(given) else given)  # None where masked
     if array.ndim != 1:
-        raise ValueError(f"{name} of shape {array.shape} given; expected one number per step")
+        raise ValueError(f"{name} of shape {array.shape} given; expected one number per step, ({array.size},): ravel?")
     if array.dtype.kind in "iu" and np.can_cast(array.dtype, np.intp):
         return array.astype(np.intp)
     numbers = np.empty(len(array), np.intp)

@@ -30,14 +30,14 @@ class Trajectory:
         Entries ``offsets[t]:offsets[t + 1]`` are those of step t.
     states : (entries,) int32, ascending within a step
     values : (entries,) of the model's dtype
-    shape : tuple of int
+    belief_shape : tuple of int
         Of each belief.
     """
 
     offsets: NDArray[np.int64]
     states: NDArray[np.int32]
     values: NDArray[Any]
-    shape: tuple[int, ...]
+    belief_shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
         for array in (self.offsets, self.states, self.values):
@@ -51,7 +51,7 @@ class Trajectory:
         if not -len(self) <= t < len(self):
             raise IndexError(f"step {t} given; there are {len(self)}")
         entries = slice(*self.offsets[t % len(self) :][:2])
-        return SparseBelief.from_indices(self.states[entries], self.values[entries], self.shape)
+        return SparseBelief.from_indices(self.states[entries], self.values[entries], self.belief_shape)
 
     def __iter__(self) -> Iterator[SparseBelief]:
         return (self[t] for t in range(len(self)))
@@ -65,17 +65,17 @@ class Trajectory:
         """A new (T, S) `scipy.sparse.csr_array`, a row per step."""
         from scipy.sparse import csr_array
 
-        size = len(self), int(np.prod(self.shape))
+        size = len(self), int(np.prod(self.belief_shape))
         return csr_array((self.values, self.states, self.offsets), shape=size, copy=True)
 
     def __repr__(self) -> str:
         return (
-            f"Trajectory(steps={len(self)}, shape={self.shape}, dtype={self.values.dtype}, "
+            f"Trajectory(steps={len(self)}, belief_shape={self.belief_shape}, dtype={self.values.dtype}, "
             f"entries={len(self.values)}, nbytes={self.nbytes})"
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class FilterResult:
     """What `Model.filter` returns.
 
@@ -93,3 +93,7 @@ class FilterResult:
     belief: SparseBelief
     log_evidence: NDArray[np.float64]
     beliefs: Trajectory | None
+
+    def __repr__(self) -> str:
+        total = float(self.log_evidence.sum())
+        return f"FilterResult(steps={len(self.log_evidence)}, log_evidence={total:.6g} in all, belief={self.belief!r})"

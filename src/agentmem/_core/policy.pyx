@@ -365,7 +365,8 @@ cdef class CoreSensors:
             if value.shape[1] != n_states or (value.shape[0] != 1 and value.shape[0] < deepest):
                 raise ValueError(f"value of shape {value.shape[0], value.shape[1]} given; "
                                  f"expected (1 or {deepest}, {n_states})")
-            preference.value = &value[0, 0]
+            if value.shape[0] > 0:
+                preference.value = &value[0, 0]
             preference.stride = n_states if value.shape[0] > 1 else 0
         if extra is not None:
             if extra.shape[0] != n_states:

@@ -290,7 +290,7 @@ def read_tables(
     A: Any, B: Any, A_factor_list: Sequence[Sequence[int]] | None, B_factor_list: Sequence[Sequence[int]] | None
 ) -> OneFactor | Factors:
     likelihoods = [_by_joint_state(a) for a in ([A] if is_table(A) else A)]
-    is_one_factor = is_table(B) or (len(B) > 0 and sparse.issparse(B[0]))
+    is_one_factor = is_table(B) or (len(B) > 0 and getattr(B[0], "ndim", 0) == 2)
     transitions = [_by_control(b) for b in ([B] if is_one_factor else B)]
     if not likelihoods or not transitions:
         raise ValueError(f"A of {len(likelihoods)} modalities and B of {len(transitions)} factors given")
@@ -327,17 +327,18 @@ def _by_joint_state(a: Any) -> Any:
 
 def _by_control(b: Any) -> list[Any]:
     """One factor's B as a (S', joint states) csr_array of float64 for each control."""
-    if not is_table(b):
+    if not is_table(b) and len(b) > 0 and all(getattr(table, "ndim", 0) == 2 for table in b):
         return [_csr(table) for table in b]
     table = b if _is_sparse(b) else np.asarray(b, dtype=np.float64)
     if table.ndim < 3:
-        raise ValueError(f"B of shape {table.shape} given; expected (next states, states, ..., controls)")
+        raise ValueError(f"B of shape {table.shape} given; expected (next states, states, ..., controls), "
+                         "or a (next states, joint states) matrix for each control")
     return [_csr(table[..., u].reshape(table.shape[0], -1)) for u in range(table.shape[-1])]
 
 
 def is_table(given: Any) -> bool:
-    """One table, rather than a sequence of them."""
-    return _is_sparse(given) or (isinstance(given, np.ndarray) and given.dtype != object)
+    """One table, NumPy's, JAX's or sparse, rather than a sequence of them."""
+    return _is_sparse(given) or (hasattr(given, "__array__") and np.dtype(given.dtype).kind != "O")
 
 
 def _is_sparse(table: Any) -> bool:

@@ -302,7 +302,10 @@ def _observation_table(observation: Observation, n_states: int) -> sparse.csr_ar
         rows = [np.asarray(observation(state), dtype=np.float64) for state in range(n_states)]
         for state, row in enumerate(rows):
             if row.ndim != 1 or row.size != rows[0].size:
-                raise ValueError(f"observation({state}) has shape {row.shape}; expected ({rows[0].size},)")
+                raise ValueError(
+                    f"observation({state}) has shape {row.shape}; expected ({rows[0].size},) probabilities "
+                    "(for a sensor that returns readings see sensor_table)"
+                )
         return sparse.csr_array(sparse.vstack([sparse.csr_array(row[None, :]) for row in rows], format="csr"))
     table: Any = observation if sparse.issparse(observation) else np.asarray(observation, dtype=np.float64)
     if table.ndim != 2 or table.shape[0] != n_states:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 try:
     from pymdp.legacy import control, maths
+    from pymdp.legacy.agent import Agent
 except ImportError as missing:
     message = "pymdp is not installed: pip install 'agentmem-native[pymdp]'"
     raise ImportError(message, name=missing.name) from missing
@@ -52,6 +53,7 @@ IGNORED = {
     "use_param_info_gain", "use_BMA", "inference_params", "modalities_to_learn", "factors_to_learn", "lr_pA", "lr_pB",
     "lr_pD", "si_horizon", "si_policy_prune_threshold", "si_state_prune_threshold", "si_prune_penalty",
 }  # fmt: skip
+MOST_POLICIES = 1_000_000  # that are made unasked: they and their tree take about 1 kB each
 # What `from_pymdp` takes over as it is.
 KEPT = (
     "policy_len", "control_fac_idx", "policies", "gamma", "alpha", "use_utility", "use_states_info_gain",
@@ -67,8 +69,8 @@ class SparseAgent:
     A : P(o | states) of each modality
         One (O, S1, S2, ...) array, a (O, S1 * S2 * ...) scipy.sparse matrix or a SparseArray, or a sequence of them.
     B : P(s' | states, control) of each factor
-        One (S', S1, ..., U) array or SparseArray, or a sequence of U scipy.sparse matrices (S', S1 * ...); or a
-        sequence of such.
+        One (S', S1, ..., U) array or SparseArray, or a sequence of U matrices (S', S1 * ...), scipy.sparse ones for
+        example; or a sequence of such.
     C, D, E : as pymdp's
         Preferences over observations, prior over states, prior over policies. D may hold SparseBeliefs.
     H : as pymdp's
@@ -151,6 +153,9 @@ class SparseAgent:
 
         `options` are `prune` and `on_impossible`, or change what the agent has.
         """
+        if not isinstance(agent, Agent):
+            raise TypeError(f"agent of type {type(agent).__module__}.{type(agent).__name__} given; expected a "
+                            "pymdp.legacy.agent.Agent (for pymdp.agent.Agent see integrations.pymdp_jax)")
         kept = {name: getattr(agent, name) for name in UNSUPPORTED if hasattr(agent, name)}
         kept |= {name: getattr(agent, name) for name in KEPT} | agent.edge_handling_params
         if options.keys() & {"policies", "policy_len", "control_fac_idx"}:
@@ -220,6 +225,10 @@ class SparseAgent:
             raise ValueError(f"control_fac_idx={control_fac_idx} given; B has {self.num_controls} controls")
         self.control_fac_idx = control_fac_idx
         if policies is None:
+            n_policies = math.prod(self.num_controls) ** policy_len
+            if n_policies > MOST_POLICIES:
+                raise ValueError(f"policy_len={policy_len} makes {n_policies:,} policies of {self.num_controls} "
+                                 f"controls; expected at most {MOST_POLICIES:,}: pass those that count as policies=")
             policies = control.construct_policies(self.num_states, self.num_controls, policy_len, control_fac_idx)
         self._tree, self._policies = _read_policies(policies, self.num_controls)
 
@@ -362,7 +371,7 @@ class SparseAgent:
         except ImpossibleObservation:
             if self.on_impossible != "pymdp":
                 raise ImpossibleObservation(
-                    f"observation {observation} after action {action} is impossible: evidence 0.0; "
+                    f"observation {seen} after action {action} is impossible: evidence 0.0; "
                     "on_impossible='pymdp' goes on with the mix that pymdp makes of it"
                 ) from None
             beliefs = self._tables.mix(before, action, seen)
@@ -416,6 +425,11 @@ class SparseAgent:
         other.__dict__.update(copy.deepcopy(self.__dict__, {**memo, **{id(part): part for part in shared}}))
         return other
 
+    def __repr__(self) -> str:
+        return (f"{type(self).__name__}(num_states={self.num_states}, num_obs={self.num_obs}, "
+                f"num_controls={self.num_controls}, policies={len(self._policies)}, "
+                f"support={[belief.nnz for belief in self._qs]})")
+
     # ---- private
 
     def _readings(self, observation: Any, distr_obs: bool) -> list[Any]:
@@ -423,7 +437,8 @@ class SparseAgent:
         if distr_obs:
             readings = _items(observation, self.num_modalities, "observation")
         else:
-            readings = list(observation) if np.ndim(observation) else [observation]
+            is_sequence = isinstance(observation, Sequence | np.ndarray) and getattr(observation, "ndim", 1) > 0
+            readings = list(observation) if is_sequence else [observation]
         if len(readings) != self.num_modalities:
             raise ValueError(f"observation of {len(readings)} readings given; expected {self.num_modalities}")
         seen: list[Any] = []
@@ -434,6 +449,9 @@ class SparseAgent:
                     raise ValueError(f"modality {m}: {weights} given; expected ({n},) finite weights of at least 0")
                 seen.append(weights)
             else:
+                if not hasattr(reading, "__index__") or np.ndim(reading):
+                    raise TypeError(f"modality {m}: observation {reading!r} given; expected an int "
+                                    "(or distributions, with distr_obs=True)")
                 if not 0 <= operator.index(reading) < n:
                     raise ValueError(f"modality {m}: observation {reading} given; expected 0 to {n - 1}")
                 seen.append(operator.index(reading))

@@ -6,6 +6,7 @@ up. So it stays narrow where many states lead to one (a reset, an absorbing stat
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
@@ -128,6 +129,11 @@ class SparseAgent(Agent):
     B: list[Padded]
 
     def __init__(self, model: Model, C: Any = None, D: Any = None, *, batch_size: int = 1, **options: Any) -> None:
+        if not isinstance(model, Model):
+            raise TypeError(f"model of type {type(model).__name__} given; expected an agentmem.Model, "
+                            "as Model.from_pymdp(A, B, D) makes one")
+        if operator.index(batch_size) < 1:
+            raise ValueError(f"batch_size={batch_size} given; expected at least 1")
         for name, value in FIXED.items():
             given = options.pop(name, value)
             if given is not value and (value is None or given != value):
