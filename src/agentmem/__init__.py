@@ -9,6 +9,7 @@ The house, in import order:
 ``belief``             `SparseBelief`: a `SparseArray` that is a measure, with the filter verbs
 ``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps
 ``model``              `Model`: transition and observation tables with a prior, shared by all beliefs
+``population``         `Population`: the beliefs of many agents over one model, stepped together
 ``profiler``           what a change costs and saves, measured (not imported here)
 ``formats``            readers of public model files: `.POMDP` (not imported here)
 ``integrations``       worlds and agents of other libraries (not imported here)
@@ -33,6 +34,7 @@ from agentmem.belief import SparseBelief
 from agentmem.errors import BudgetExceeded, CorruptData, ImpossibleObservation
 from agentmem.footprint import footprint
 from agentmem.model import Model
+from agentmem.population import Population
 from agentmem.trajectory import FilterResult
 
 __version__ = "0.1.0"
@@ -42,6 +44,7 @@ __all__ = [
     "FilterResult",
     "ImpossibleObservation",
     "Model",
+    "Population",
     "SparseArray",
     "SparseBelief",
     "footprint",

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class ImpossibleObservation(ValueError):
-    """Belief and model rule the observation out: its probability (evidence) is zero."""
+    """Belief and model rule the observation out: its probability (evidence) is zero.
+
+    Attributes
+    ----------
+    agents : list of int
+        Whose observations they are, where it is raised for a population; else empty.
+    """
+
+    def __init__(self, message: str, agents: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.agents = list(agents)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.agents)
 
 
 class BudgetExceeded(MemoryError):

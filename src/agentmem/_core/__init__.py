@@ -9,12 +9,14 @@ from agentmem._core.array import CoreArray, one_writer
 from agentmem._core.belief import CoreBelief
 from agentmem._core.model import CoreModel
 from agentmem._core.policy import CoreSensors
+from agentmem._core.population import CoreChunk
 from agentmem._core.scratch import release_scratch, scratch_nbytes
 from agentmem._core.text import Scanner
 
 __all__ = [
     "CoreArray",
     "CoreBelief",
+    "CoreChunk",
     "CoreModel",
     "CoreSensors",
     "Scanner",

@@ -14,6 +14,7 @@ cdef Py_ssize_t item_size(int type_num) noexcept nogil
 cdef Py_ssize_t index_size(Py_ssize_t n_cells) noexcept nogil
 cdef Py_ssize_t index_offset(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil
 cdef Py_ssize_t value_offset(int storage, Py_ssize_t n_cells) noexcept nogil
+cdef Py_ssize_t payload_size(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil
 cdef int smallest_storage(int now, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item) noexcept nogil
 cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept nogil
 cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_cells,

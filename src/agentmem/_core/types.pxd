@@ -23,3 +23,6 @@ cdef enum Status:  # what a leaf returns below zero; a count otherwise
     NO_EVIDENCE = -1   # the update left no probability at all
     NOT_A_MEASURE = -2 # a belief with negative, non-finite or no mass
     NO_MEMORY = -3
+
+cdef enum:
+    NORMALIZED = 2  # of is_measure, where 1 is any measure: a filter verb left the belief so

@@ -1,0 +1,284 @@
+"""Beliefs of many agents, a chunk of them in one buffer, and the filter step over all rows of a chunk.
+
+    rows:    offset, entries, storage of each agent's block
+    buffer:  | block | block | ...      blocks as in `array`, each in its smallest form, 8 bytes apart
+
+A step reads one chunk and fills a new one from the front, so that a step that fails has changed nothing. A block that is
+replaced by itself (`store`) goes to the end and leaves a hole, which the next step closes.
+"""
+cimport numpy as cnp
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
+from libc.math cimport INFINITY
+from libc.stdint cimport int16_t, int32_t, int64_t, uint64_t
+from libc.string cimport memcpy
+
+import numpy as np
+
+from agentmem._core.array cimport index_offset, item_size, make_block, payload_size, value_offset
+from agentmem._core.belief cimport CoreBelief
+from agentmem._core.model cimport CoreModel
+from agentmem._core.scratch cimport Workspace, borrow, give_back
+from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, evidence_of, list_entries, rescale,
+                                  write_block)
+from agentmem._core.types cimport NO_EVIDENCE, NO_MEMORY, NORMALIZED
+
+cnp.import_array()
+
+
+cdef struct Row:
+    int64_t offset
+    int32_t n_stored
+    int16_t storage
+    int16_t is_measure
+
+
+# ---- leaves
+
+cdef Py_ssize_t padded(Py_ssize_t size) noexcept nogil:
+    return (size + 7) & ~7
+
+
+cdef void read_row(const char* buffer, const Row* row, Py_ssize_t n_cells, int type_num, Source* source) noexcept nogil:
+    cdef const char* block = buffer + row.offset
+    cdef const char* positions = block + index_offset(row.storage, row.n_stored, n_cells, item_size(type_num))
+    source.storage = row.storage
+    source.n_states = n_cells
+    source.n_stored = row.n_stored
+    source.mass = block + value_offset(row.storage, n_cells)
+    source.support = <const int32_t*> positions
+    source.words = <const uint64_t*> positions
+    source.scale = 1
+
+
+cdef int step_rows(CoreChunk old, CoreChunk new, CoreModel model, const Py_ssize_t* actions,
+                   const Py_ssize_t* observations, double relative, Py_ssize_t most, Workspace* w,
+                   double* evidence, Py_ssize_t* at) noexcept nogil:
+    """Step every row of `old` into `new`. A row without evidence is copied as it is, its evidence -inf.
+
+    Returns 0, or the status of the row `at` that failed otherwise.
+    """
+    cdef Py_ssize_t k, size
+    cdef Source source
+    cdef Posterior posterior
+    cdef Plan plan
+    cdef Row* row
+    cdef int status
+    for k in range(old.n_rows):
+        at[0] = k
+        read_row(old.buffer, &old.rows[k], old.n_cells, old.type_num, &source)
+        posterior.source_exponent = rescale(&source, old.type_num, old.rows[k].is_measure)
+        status = advance(&source, model, actions[k], observations[k], relative, most, w, &posterior, &plan)
+        row = &new.rows[k]
+        if status == NO_EVIDENCE and observations[k] >= 0:
+            size = payload_size(source.storage, source.n_stored, old.n_cells, item_size(old.type_num))
+            if not ensure(new, padded(size)):
+                return NO_MEMORY
+            row[0] = old.rows[k]
+            row.offset = new.used
+            memcpy(new.buffer + new.used, old.buffer + old.rows[k].offset, size)
+            new.pruned_mass[k] = old.pruned_mass[k]
+            new.used += padded(size)
+            evidence[k] = -INFINITY
+            continue
+        if status != 0:
+            return status
+        size = payload_size(plan.storage, plan.kept, old.n_cells, item_size(old.type_num))
+        if not ensure(new, padded(size)):
+            abandon(&posterior, old.n_cells, w)
+            return NO_MEMORY
+        write_block(&posterior, &plan, old.n_cells, old.type_num, new.buffer + new.used)
+        row.offset, row.n_stored, row.storage, row.is_measure = (
+            new.used, <int32_t> plan.kept, plan.storage, NORMALIZED)
+        new.pruned_mass[k] = old.pruned_mass[k] + plan.dropped
+        new.used += padded(size)
+        evidence[k] = evidence_of(&posterior) if observations[k] >= 0 else 0.0
+    return 0
+
+
+cdef bint ensure(CoreChunk chunk, Py_ssize_t more) noexcept nogil:
+    """Make room behind what is used; False without memory."""
+    cdef Py_ssize_t room = chunk.used + more
+    cdef char* buffer
+    if room <= chunk.room:
+        return True
+    room += room >> 3
+    buffer = <char*> PyMem_RawRealloc(chunk.buffer, room)
+    if buffer == NULL:
+        return False
+    chunk.buffer, chunk.room = buffer, room
+    return True
+
+
+# ---- wrapper
+
+cdef class CoreChunk:
+    """The beliefs of a range of agents over the same states."""
+
+    cdef readonly Py_ssize_t n_rows, n_cells
+    cdef int type_num
+    cdef Row* rows
+    cdef double* pruned_mass
+    cdef char* buffer
+    cdef Py_ssize_t used, room, holes  # bytes of the buffer
+
+    def __cinit__(self, Py_ssize_t n_rows, Py_ssize_t n_cells, dtype, Py_ssize_t room=0):
+        """`n_rows` agents of `n_cells` states; each row is to be stored before it is read."""
+        if n_rows < 0 or n_cells < 1 or n_cells > 0x7fffffff or room < 0:
+            raise ValueError(f"{n_rows} agents over {n_cells} states given")
+        self.type_num = cnp.NPY_DOUBLE if dtype == np.float64 else cnp.NPY_FLOAT
+        if dtype not in (np.float32, np.float64):
+            raise TypeError(f"dtype {dtype} given; a belief is float32 or float64")
+        self.n_rows, self.n_cells = n_rows, n_cells
+        self.rows = <Row*> PyMem_RawMalloc(max(1, n_rows) * sizeof(Row))
+        self.pruned_mass = <double*> PyMem_RawMalloc(max(1, n_rows) * sizeof(double))
+        self.buffer = <char*> PyMem_RawMalloc(max(8, room))
+        if self.rows == NULL or self.pruned_mass == NULL or self.buffer == NULL:
+            raise MemoryError
+        self.room = max(8, room)
+        for k in range(n_rows):
+            self.rows[k].n_stored = -1  # nothing there yet
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.rows)
+        PyMem_RawFree(self.pruned_mass)
+        PyMem_RawFree(self.buffer)
+
+    def __sizeof__(self):
+        return type(self).__basicsize__ + self.n_rows * (sizeof(Row) + sizeof(double)) + self.room
+
+    cdef int check_row(self, Py_ssize_t k, bint filled) except -1:
+        if k < 0 or k >= self.n_rows:
+            raise IndexError(f"row {k} given; there are {self.n_rows}")
+        if filled and self.rows[k].n_stored < 0:
+            raise ValueError(f"row {k} has no belief yet")
+        return 0
+
+    def store(self, Py_ssize_t k, CoreBelief belief not None):
+        """Make a belief that of agent k, as a copy."""
+        cdef Py_ssize_t size
+        self.check_row(k, False)
+        if belief.n_cells != self.n_cells or belief.type_num != self.type_num:
+            raise ValueError(f"belief of {belief.n_cells} states and {belief.dtype} given; expected {self.n_cells} and "
+                             f"{self.dtype}")
+        if belief.writing > 1:
+            raise RuntimeError("another thread is updating the belief")
+        if not belief._is_measure():
+            belief._explain_no_measure()
+            raise ValueError("belief that is no measure given")
+        size = payload_size(belief.storage, belief.n_stored, self.n_cells, item_size(self.type_num))
+        if not ensure(self, padded(size)):
+            raise MemoryError
+        if self.rows[k].n_stored >= 0:
+            self.holes += padded(payload_size(self.rows[k].storage, self.rows[k].n_stored, self.n_cells,
+                                              item_size(self.type_num)))
+        memcpy(self.buffer + self.used, belief.block, size)
+        self.rows[k].offset, self.rows[k].n_stored = self.used, <int32_t> belief.n_stored
+        self.rows[k].storage, self.rows[k].is_measure = belief.storage, belief.is_measure
+        self.pruned_mass[k] = belief.pruned_mass
+        self.used += padded(size)
+
+    def load(self, Py_ssize_t k, CoreBelief belief not None):
+        """Make the belief of agent k the content of `belief`, which nobody else holds."""
+        cdef char* block
+        self.check_row(k, True)
+        if belief.n_cells != self.n_cells or belief.type_num != self.type_num or belief.writing:
+            raise ValueError(f"belief of {belief.n_cells} states and {belief.dtype} given; expected a free one of "
+                             f"{self.n_cells} and {self.dtype}")
+        block = make_block(belief, self.rows[k].storage, self.rows[k].n_stored)
+        if block == NULL:
+            raise MemoryError
+        memcpy(block, self.buffer + self.rows[k].offset,
+               payload_size(self.rows[k].storage, self.rows[k].n_stored, self.n_cells, item_size(self.type_num)))
+        belief.is_measure = self.rows[k].is_measure
+        belief.pruned_mass = self.pruned_mass[k]
+
+    def step(self, CoreModel model not None, actions, observations, double relative, Py_ssize_t most):
+        """All agents by one action and observation (-1: none) each: the new chunk, and each one's log-evidence.
+
+        Each keeps what is not below the `relative` share of its largest entry, and at `most` so many (0: any).
+
+        An agent whose observation is impossible keeps its belief, with an evidence of -inf. Releases the GIL.
+        """
+        # Copies: no other thread writes to them while the kernel believes them checked.
+        cdef const Py_ssize_t[::1] a = np.array(actions, dtype=np.intp), o = np.array(observations, dtype=np.intp)
+        cdef Py_ssize_t k, at = 0
+        cdef int status
+        cdef CoreChunk new
+        cdef Workspace* w
+        if a.shape[0] != self.n_rows or o.shape[0] != self.n_rows:
+            raise ValueError(f"{a.shape[0]} actions and {o.shape[0]} observations given for {self.n_rows} agents")
+        if model.n_states != self.n_cells or model.type_num != self.type_num:
+            raise ValueError(f"model of {model.n_states} states and {model.dtype} given; expected {self.n_cells} and "
+                             f"{self.dtype}")
+        if most < 0:
+            raise ValueError(f"max_states={most} given; expected at least 1")
+        if not 0 <= relative < 1:
+            raise ValueError(f"prune={relative} given; expected at least 0 and below 1")
+        for k in range(self.n_rows):
+            self.check_row(k, True)
+            if a[k] < 0 or a[k] >= model.n_actions:
+                raise ValueError(f"row {k}: action {a[k]} given; expected 0 to {model.n_actions - 1}")
+            if o[k] < -1 or o[k] >= model.n_observations:
+                raise ValueError(f"row {k}: observation {o[k]} given; expected -1 to {model.n_observations - 1}")
+        evidence = np.empty(self.n_rows)
+        if self.n_rows == 0:
+            return self, evidence
+        cdef double[::1] found = evidence
+        new = CoreChunk(self.n_rows, self.n_cells, self.dtype, self.used - self.holes)
+        w = borrow(self.n_cells)
+        if w == NULL:
+            raise MemoryError
+        with nogil:
+            status = step_rows(self, new, model, &a[0], &o[0], relative, most, w, &found[0], &at)
+        give_back(w)
+        if status == NO_MEMORY:
+            raise MemoryError
+        if status != 0:
+            raise ValueError(f"row {at}: no probability is left: all of it underflowed")
+        new.trim()
+        return new, evidence
+
+    cdef int trim(self) except -1:
+        """Give back the room that is not used."""
+        cdef char* buffer = <char*> PyMem_RawRealloc(self.buffer, max(<Py_ssize_t> 8, self.used))
+        if buffer != NULL:
+            self.buffer, self.room = buffer, max(<Py_ssize_t> 8, self.used)
+        return 0
+
+    def entries(self):
+        """All rows as one CSR record: offsets (n_rows + 1,) int64, states int32, values of the dtype."""
+        cdef Py_ssize_t k
+        cdef Source source
+        cdef int64_t[::1] starts
+        cdef int32_t[::1] places
+        offsets = np.zeros(self.n_rows + 1, dtype=np.int64)
+        np.cumsum(self.nnz(), out=offsets[1:])
+        states, values = np.empty(offsets[self.n_rows], np.int32), np.empty(offsets[self.n_rows], self.dtype)
+        if not len(states):
+            return offsets, states, values
+        starts, places = offsets, states
+        cdef char* numbers = <char*> cnp.PyArray_DATA(<cnp.ndarray> values)
+        cdef Py_ssize_t item = item_size(self.type_num)
+        for k in range(self.n_rows):
+            read_row(self.buffer, &self.rows[k], self.n_cells, self.type_num, &source)
+            if item == 8:
+                list_entries(<const double*> source.mass, &source, &places[0] + starts[k],
+                             <double*> (numbers + starts[k] * item))
+            else:
+                list_entries(<const float*> source.mass, &source, &places[0] + starts[k],
+                             <float*> (numbers + starts[k] * item))
+        return offsets, states, values
+
+    def nnz(self):
+        """(n_rows,) int64: the states that each agent holds possible."""
+        cdef Py_ssize_t k
+        counts = np.empty(self.n_rows, dtype=np.int64)
+        cdef int64_t[::1] count = counts
+        for k in range(self.n_rows):
+            self.check_row(k, True)
+            count[k] = self.rows[k].n_stored
+        return counts
+
+    @property
+    def dtype(self):
+        return cnp.PyArray_DescrFromType(self.type_num)

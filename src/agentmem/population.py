@@ -1,0 +1,330 @@
+"""Population: the beliefs of many agents over one model, stepped together.
+
+Agents lie in chunks of `CHUNK`, each a `CoreChunk`; a step makes new chunks, on several threads, and swaps them in when
+all agents have succeeded. The result does not depend on the number of threads, nor on how agents lie in chunks.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agentmem._core import CoreChunk
+from agentmem.belief import SparseBelief
+from agentmem.errors import ImpossibleObservation
+from agentmem.model import Model
+
+OnImpossible = Literal["raise", "predict", "likelihood"]
+
+CHUNK = 2048  # agents: enough that a chunk's Python is lost in its work, few enough to fit in a cache, old and new
+
+
+class Population:
+    """Many agents' beliefs over the states of one model: 12 bytes a stored state (float64) and 24 an agent.
+
+    Parameters
+    ----------
+    model : Model
+    n_agents : int
+    initial : (S,) array_like or SparseBelief, optional
+        What every agent believes first; the model's prior if None.
+    prune : float
+        What `update` drops: entries below this share of an agent's largest; 0.0 is exact.
+    max_states : int, optional
+        How many states an agent may hold possible after an update: the most probable, of equals the lowest.
+    threads : int, optional
+        How many work on an update; the CPUs this process may use if None.
+
+    Raises
+    ------
+    ValueError
+        A belief or number that does not fit.
+
+    Notes
+    -----
+    Every agent's belief is, bit for bit, what `SparseBelief.update` makes of it, for any number of threads. An update
+    holds the old beliefs and the new ones at the same time, so it peaks at twice the bytes at rest. One writer: two
+    threads must not change one population at the same time.
+
+    Examples
+    --------
+    >>> import agentmem as am
+    >>> model = am.Model([[0.9, 0.1], [0.2, 0.8]], [[0.7, 0.3], [0.1, 0.9]])
+    >>> agents = am.Population(model, 3)
+    >>> agents.update([0, 0, 0], [1, 0, -1]).round(3)
+    array([-0.562, -0.844,  0.   ])
+    >>> agents[1].to_dense().round(3)
+    array([0.895, 0.105])
+    """
+
+    __slots__ = ("__weakref__", "_chunks", "_template", "_updating", "max_states", "model", "prune", "threads")
+
+    def __init__(
+        self,
+        model: Model,
+        n_agents: int,
+        *,
+        initial: Any = None,
+        prune: float = 1e-12,
+        max_states: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        n = operator.index(n_agents)
+        if n < 0:
+            raise ValueError(f"n_agents={n_agents} given; expected at least 0")
+        _check_model(model)
+        belief = model.belief() if initial is None else _copy_of(initial, model.dtype)
+        self._begin(model, belief, prune, max_states, threads)
+        for first in range(0, n, CHUNK):
+            size = min(CHUNK, n - first)
+            chunk = self._new_chunk(size)
+            for k in range(size):
+                chunk.store(k, belief)
+            self._chunks.append(chunk)
+
+    @classmethod
+    def from_beliefs(
+        cls,
+        model: Model,
+        beliefs: Iterable[SparseBelief],
+        *,
+        prune: float = 1e-12,
+        max_states: int | None = None,
+        threads: int | None = None,
+    ) -> Self:
+        """A population of these beliefs, which are copied."""
+        population = cls(model, 0, prune=prune, max_states=max_states, threads=threads)
+        given = list(beliefs)
+        if given:
+            population._begin(model, _copy_of(given[0]), prune, max_states, threads)
+        for belief in given:
+            population._check_belief(belief)
+        for first in range(0, len(given), CHUNK):
+            chunk = population._new_chunk(min(CHUNK, len(given) - first))
+            for k, belief in enumerate(given[first : first + CHUNK]):
+                chunk.store(k, belief)
+            population._chunks.append(chunk)
+        return population
+
+    def _begin(
+        self, model: Model, template: SparseBelief, prune: float, max_states: int | None, threads: int | None
+    ) -> None:
+        if not 0 <= prune < 1:
+            raise ValueError(f"prune={prune!r} given; expected at least 0 and below 1")
+        if max_states is not None and operator.index(max_states) < 1:
+            raise ValueError(f"max_states={max_states!r} given; expected at least 1")
+        if threads is not None and operator.index(threads) < 1:
+            raise ValueError(f"threads={threads!r} given; expected at least 1")
+        self.model, self.prune, self.max_states, self.threads = model, prune, max_states, threads
+        self._chunks: list[CoreChunk] = []
+        self._template = template  # of shape, dtype and class
+        self._check_belief(template)
+        template.prune_below = prune
+        self._updating = False
+
+    def _check_belief(self, belief: SparseBelief) -> None:
+        model = self.model
+        if not isinstance(belief, SparseBelief):
+            raise TypeError(f"belief of type {type(belief).__name__} given; expected a SparseBelief")
+        if belief.size != model.n_states:
+            raise ValueError(f"belief of {belief.size} states given with a model of {model.n_states}")
+        if belief.dtype != model.dtype:
+            raise TypeError(f"belief of {belief.dtype} given with a model of {model.dtype}; expected the same dtype")
+        if belief.shape != self._template.shape:
+            raise ValueError(f"belief of shape {belief.shape} given; expected {self._template.shape} as the others")
+
+    def _new_chunk(self, size: int) -> CoreChunk:
+        return CoreChunk(size, self.model.n_states, self.model.dtype)
+
+    # ---- the step
+
+    def update(
+        self, actions: ArrayLike, observations: ArrayLike, *, on_impossible: OnImpossible = "raise"
+    ) -> NDArray[np.float64]:
+        """One filter step of every agent: predict, correct, normalise, prune.
+
+        Parameters
+        ----------
+        actions : (n,) ints, or one for all
+        observations : (n,) ints, or one for all
+            -1: nothing is observed, which only predicts.
+        on_impossible : {"raise", "predict", "likelihood"}
+            When belief and model rule an agent's observation out: raise, keep its predicted belief, or restart it from
+            the likelihood alone.
+
+        Returns
+        -------
+        (n,) float64
+            Log of the probability of each observation given all before (nats); 0.0 without one; -inf when it was
+            impossible and that was not raised.
+
+        Raises
+        ------
+        ImpossibleObservation
+            With the agents in `.agents`. Nothing has changed, as after any other error.
+
+        Notes
+        -----
+        O(entries of T in the rows of all supports), on `threads` threads without the GIL.
+        """
+        if on_impossible not in ("raise", "predict", "likelihood"):
+            raise ValueError(f"on_impossible={on_impossible!r} given; expected 'raise', 'predict' or 'likelihood'")
+        a = self._per_agent(actions, "action", 0, self.model.n_actions)
+        o = self._per_agent(observations, "observation", -1, self.model.n_observations)
+        if self._updating:
+            raise RuntimeError("two writers in one population: another thread is updating it")
+        self._updating = True
+        try:
+            stepped = self._step_chunks(a, o)
+            evidence = np.concatenate([found for _, found in stepped]) if stepped else np.empty(0)
+            impossible = np.flatnonzero(evidence == -np.inf)
+            if len(impossible) and on_impossible == "raise":
+                raise _impossible(impossible, a, o)
+            for agent in impossible.tolist():
+                belief = self[agent]
+                belief.update(self.model, a[agent], o[agent], prune=self.prune, on_impossible=on_impossible)
+                if self.max_states is not None:
+                    belief.prune(max_states=self.max_states)
+                stepped[agent // CHUNK][0].store(agent % CHUNK, belief)
+            self._chunks = [chunk for chunk, _ in stepped]
+        finally:
+            self._updating = False
+        return evidence
+
+    def _step_chunks(self, a: NDArray[np.intp], o: NDArray[np.intp]) -> list[tuple[CoreChunk, NDArray[np.float64]]]:
+        model, prune, most = self.model, self.prune, self.max_states or 0
+
+        def step(place: tuple[int, CoreChunk]) -> tuple[CoreChunk, NDArray[np.float64]]:
+            k, chunk = place
+            agents = slice(k * CHUNK, k * CHUNK + chunk.n_rows)
+            return chunk.step(model, a[agents], o[agents], prune, most)
+
+        threads = min(self.threads or _available_cpus(), len(self._chunks))
+        if threads <= 1:
+            return [step(place) for place in enumerate(self._chunks)]
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(threads) as pool:  # 0.1 ms to start, which the second chunk is worth
+            return list(pool.map(step, enumerate(self._chunks)))
+
+    def _per_agent(self, given: ArrayLike, name: str, lowest: int, end: int) -> NDArray[np.intp]:
+        """One number for each agent, in range."""
+        numbers = np.asarray(given)
+        if numbers.shape not in ((), (len(self),)):
+            raise ValueError(f"{name}s of shape {numbers.shape} given; expected ({len(self)},)")
+        if numbers.dtype.kind not in "iu" and numbers.size:
+            raise TypeError(f"{name}s of dtype {numbers.dtype} given; expected ints")
+        numbers = np.broadcast_to(numbers, len(self))
+        if len(wrong := np.flatnonzero((numbers < lowest) | (numbers >= end))):
+            raise ValueError(f"agent {wrong[0]}: {name} {numbers[wrong[0]]} given; expected {lowest} to {end - 1}")
+        return numbers.astype(np.intp)
+
+    # ---- one agent
+
+    def __len__(self) -> int:
+        return (len(self._chunks) - 1) * CHUNK + self._chunks[-1].n_rows if self._chunks else 0
+
+    def __getitem__(self, agent: int) -> SparseBelief:
+        """A copy of one agent's belief."""
+        k = self._place(agent)
+        belief = self._template.copy()
+        self._chunks[k // CHUNK].load(k % CHUNK, belief)
+        return belief
+
+    def __setitem__(self, agent: int, belief: SparseBelief) -> None:
+        k = self._place(agent)
+        self._check_belief(belief)
+        self._chunks[k // CHUNK].store(k % CHUNK, belief)
+
+    def __iter__(self) -> Iterator[SparseBelief]:
+        return (self[k] for k in range(len(self)))
+
+    def _place(self, agent: int) -> int:
+        k, n = operator.index(agent), len(self)
+        if not -n <= k < n:
+            raise IndexError(f"agent {k} given; there are {n}")
+        return k % n
+
+    # ---- all agents
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all beliefs, the shared model not counted."""
+        return sys.getsizeof(self) + sys.getsizeof(self._chunks) + sum(map(sys.getsizeof, self._chunks))
+
+    @property
+    def nnz(self) -> NDArray[np.int64]:
+        """(n,): how many states each agent holds possible."""
+        return np.concatenate([chunk.nnz() for chunk in self._chunks]) if self._chunks else np.empty(0, np.int64)
+
+    def mode(self) -> NDArray[np.intp]:
+        """(n,) flat indices: each agent's most probable state (of equals, the lowest). O(nnz)."""
+        return self._of_rows(_modes, np.intp)
+
+    def entropy(self) -> NDArray[np.float64]:
+        """(n,): each agent's uncertainty in nats. O(nnz)."""
+        return self._of_rows(_entropies, np.float64)
+
+    def sample(self, rng: Any = None) -> NDArray[np.intp]:
+        """(n,) flat indices: a state drawn for each agent. `rng` is a Generator or a seed. O(nnz)."""
+        draws = np.random.default_rng(rng).random(len(self))
+        return self._of_rows(_draws, np.intp, draws)
+
+    def _of_rows(self, function: Any, dtype: Any, *arguments: NDArray[Any]) -> NDArray[Any]:
+        """A function of the CSR record of every chunk, and of its agents' share of arguments."""
+        found = np.empty(len(self), dtype)
+        for k, chunk in enumerate(self._chunks):
+            agents = slice(k * CHUNK, k * CHUNK + chunk.n_rows)
+            found[agents] = function(*chunk.entries(), *(argument[agents] for argument in arguments))
+        return found
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} agents, n_states={self.model.n_states}, nbytes={self.nbytes})"
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(f"model of type {type(model).__name__} given; expected an agentmem.Model")
+
+
+def _copy_of(belief: Any, dtype: Any = None) -> SparseBelief:
+    return belief.copy() if isinstance(belief, SparseBelief) else SparseBelief(belief, dtype=dtype)
+
+
+def _impossible(agents: NDArray[np.intp], a: NDArray[np.intp], o: NDArray[np.intp]) -> ImpossibleObservation:
+    named = ", ".join(f"{k} (action {a[k]}, observation {o[k]})" for k in agents[:5].tolist())
+    more = f" and {len(agents) - 5} more" if len(agents) > 5 else ""
+    message = f"impossible observations of agents {named}{more}: evidence 0.0; see on_impossible= for ways to go on"
+    return ImpossibleObservation(message, agents.tolist())
+
+
+def _modes(offsets: NDArray[Any], states: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+    largest = np.repeat(np.maximum.reduceat(values, offsets[:-1]), np.diff(offsets))
+    places = np.flatnonzero(values == largest)
+    return states[places[np.searchsorted(places, offsets[:-1])]]
+
+
+def _entropies(offsets: NDArray[Any], states: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+    p = values.astype(np.float64)
+    totals = np.add.reduceat(p, offsets[:-1])
+    p /= np.repeat(totals, np.diff(offsets))
+    return 0.0 - np.add.reduceat(p * np.log(p), offsets[:-1])
+
+
+def _draws(offsets: NDArray[Any], states: NDArray[Any], values: NDArray[Any], draws: NDArray[Any]) -> NDArray[Any]:
+    totals = np.cumsum(values, dtype=np.float64)
+    before = np.append(0.0, totals)[offsets]
+    wanted = before[:-1] + draws * np.diff(before)
+    at = np.searchsorted(totals, wanted, side="right")
+    chosen: NDArray[Any] = states[np.minimum(at, offsets[1:] - 1)]
+    return chosen
+
+
+def _available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

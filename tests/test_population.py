@@ -1,0 +1,444 @@
+"""A population is a list of SparseBeliefs stepped one by one, bit for bit, for any number of threads."""
+
+import copy
+import math
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import agentmem as am
+import reference
+from agentmem import population as module
+from reference import DTYPES, content
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
+N_ACTIONS, N_OBSERVATIONS = 2, 4
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Chunks of five agents, so that few agents fill several."""
+    monkeypatch.setattr(module, "CHUNK", 5)
+
+
+def model_of(dtype=np.float64, n_states=40, seed=0, **shape):
+    rng = np.random.default_rng(seed)
+    return am.Model(*reference.random_tables(rng, n_states, n_observations=N_OBSERVATIONS, **shape), dtype=dtype)
+
+
+def streams(model, n_agents, n_steps, seed=1, silence=0.2):
+    rng = np.random.default_rng(seed)
+    actions = rng.integers(model.n_actions, size=(n_steps, n_agents))
+    observations = rng.integers(model.n_observations, size=(n_steps, n_agents))
+    return actions, np.where(rng.random((n_steps, n_agents)) < silence, -1, observations)
+
+
+def step_one_by_one(beliefs, model, actions, observations, *, prune=1e-12, on_impossible="raise"):
+    """What a population does, as its users would without it."""
+    return np.array(
+        [
+            b.update(model, int(a), None if o < 0 else int(o), prune=prune, on_impossible=on_impossible)
+            for b, a, o in zip(beliefs, actions, observations, strict=True)
+        ]
+    )
+
+
+def snapshot(population):
+    return [(content(b), b.pruned_mass) for b in population]
+
+
+# ---- the same numbers
+
+
+@dtypes
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("prune", [0.0, 1e-3])
+def test_every_agent_is_its_belief(dtype, threads, prune):
+    model = model_of(dtype, seen=4)
+    population = am.Population(model, 23, prune=prune, threads=threads)
+    beliefs = [model.belief() for _ in range(23)]
+    for actions, observations in zip(*streams(model, 23, 12), strict=True):
+        expected = step_one_by_one(beliefs, model, actions, observations, prune=prune)
+        assert population.update(actions, observations).tolist() == expected.tolist()
+        assert snapshot(population) == [(content(b), b.pruned_mass) for b in beliefs]
+    assert prune == 0 or sum(b.pruned_mass for b in beliefs) > 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**31))
+def test_any_start_in_any_storage(data, dtype, seed):
+    rng = np.random.default_rng(seed)
+    n_states, n_agents = data.draw(st.sampled_from([1, 2, 64, 65, 640])), data.draw(st.integers(1, 12))
+    model = am.Model(*reference.random_tables(rng, n_states, n_observations=3, seen=3), dtype=dtype)
+    beliefs = [
+        am.SparseBelief(reference.scattered(rng, n_states, data.draw(st.integers(1, n_states)), dtype))
+        for _ in range(n_agents)
+    ]
+    population = am.Population.from_beliefs(model, beliefs, prune=0.0)
+    assert [content(b) for b in population] == [content(b) for b in beliefs]
+    for actions, observations in zip(*streams(model, n_agents, 4, seed), strict=True):
+        expected = step_one_by_one(beliefs, model, actions, observations, prune=0.0)
+        assert population.update(actions, observations).tolist() == expected.tolist()
+        assert [content(b) for b in population] == [content(b) for b in beliefs]
+
+
+@dtypes
+def test_tiny_and_huge_masses(dtype):
+    """Beliefs that are not normalised, some of them close to what the dtype can hold."""
+    model = model_of(dtype, seen=4)
+    scales = [1e-300, 1e-40, 1.0, 1e30] if dtype == np.float64 else [1e-40, 1.0, 1e20]
+    beliefs = [am.SparseBelief(np.full(40, scale, dtype)) for scale in scales]
+    population = am.Population.from_beliefs(model, beliefs)
+    expected = step_one_by_one(beliefs, model, [0] * len(beliefs), [1] * len(beliefs))
+    assert population.update(0, 1).tolist() == expected.tolist()
+    assert [content(b) for b in population] == [content(b) for b in beliefs]
+
+
+def test_one_action_and_observation_for_all():
+    model = model_of(seen=4)
+    one, each = am.Population(model, 7), am.Population(model, 7)
+    assert one.update(1, 2).tolist() == each.update([1] * 7, [2] * 7).tolist()
+    assert snapshot(one) == snapshot(each)
+
+
+def test_beliefs_of_other_shapes():
+    model = model_of(seen=4)
+    population = am.Population(model, 6, initial=am.SparseBelief.uniform((8, 5)))
+    population.update(0, 1)
+    assert population[3].shape == (8, 5)
+    with pytest.raises(ValueError, match=r"belief of shape \(40,\) given; expected \(8, 5\)"):
+        population[0] = am.SparseBelief.uniform(40)
+
+
+@dtypes
+@pytest.mark.parametrize("most", [1, 3, 1000])
+def test_at_most_so_many_states(dtype, most):
+    model = model_of(dtype, seen=4, branching=6)
+    population = am.Population(model, 11, prune=0.0, max_states=most)
+    beliefs = [model.belief() for _ in range(11)]
+    for actions, observations in zip(*streams(model, 11, 6), strict=True):
+        step_one_by_one(beliefs, model, actions, observations, prune=0.0)
+        for b in beliefs:
+            b.prune(max_states=most)
+        population.update(actions, observations)
+        for found, expected in zip(population, beliefs, strict=True):
+            assert found.indices.tolist() == expected.indices.tolist() and found.nnz <= most
+            np.testing.assert_allclose(found.values, expected.values, rtol=1e-12 if dtype == np.float64 else 1e-6)
+            assert found.pruned_mass == pytest.approx(expected.pruned_mass, abs=1e-6)
+
+
+@pytest.mark.parametrize("n_states", [10, 2_000])
+def test_of_equals_the_lowest_states_stay(n_states):
+    model = am.Model(np.eye(n_states), np.ones((n_states, 1)))
+    population = am.Population(model, 3, prune=0.0, max_states=4)
+    population.update(0, 0)
+    assert population[1].indices.tolist() == [0, 1, 2, 3]
+    assert population[1].values.tolist() == [0.25] * 4
+
+
+# ---- impossible observations
+
+
+def divided():
+    """Two states that never meet, and which the observation tells apart."""
+    return am.Model([np.eye(2), np.eye(2)], np.eye(2))
+
+
+def divided_population(n=12, **options):
+    model = divided()
+    return am.Population.from_beliefs(model, [am.SparseBelief.point(2, k % 2) for k in range(n)], **options)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_impossible_observations_name_their_agents_and_change_nothing(threads):
+    population = divided_population(threads=threads)
+    before = snapshot(population)
+    observations = np.arange(12) % 2
+    observations[[2, 7, 11]] ^= 1
+    with pytest.raises(am.ImpossibleObservation, match=r"agents 2 \(action 0, observation 1\), 7 .*, 11 ") as raised:
+        population.update(0, observations)
+    assert raised.value.agents == [2, 7, 11]
+    assert snapshot(population) == before
+    assert copy.copy(raised.value).agents == [2, 7, 11]
+
+
+@pytest.mark.parametrize("mode", ["predict", "likelihood"])
+def test_going_on_is_what_a_belief_does(mode):
+    population = divided_population()
+    beliefs = list(population)
+    observations = np.arange(12) % 2
+    observations[[2, 7]] ^= 1
+    expected = step_one_by_one(beliefs, population.model, np.zeros(12, int), observations, on_impossible=mode)
+    found = population.update(0, observations, on_impossible=mode)
+    assert found.tolist() == expected.tolist() and np.flatnonzero(found == -math.inf).tolist() == [2, 7]
+    assert [content(b) for b in population] == [content(b) for b in beliefs]
+
+
+def test_going_on_keeps_to_the_most_states():
+    model = am.Model(np.eye(6), np.repeat(np.eye(2), 3, axis=0))
+    population = am.Population(model, 2, initial=am.SparseBelief.point(6, 0), max_states=2)
+    population.update(0, 1, on_impossible="likelihood")
+    assert population[0].indices.tolist() == [3, 4]
+
+
+def test_an_observation_that_no_state_gives_raises_whatever_is_wanted():
+    model = am.Model(np.eye(2), [[1.0, 0.0], [1.0, 0.0]])
+    population = am.Population(model, 7)
+    before = snapshot(population)
+    with pytest.raises(am.ImpossibleObservation):
+        population.update(0, [0, 0, 1, 0, 0, 0, 1], on_impossible="likelihood")
+    assert snapshot(population) == before
+
+
+# ---- one agent, all agents
+
+
+def test_takes_and_gives_copies():
+    population = divided_population()
+    taken = population[3]
+    population[4] = taken
+    taken.normalize()
+    taken *= 0.5
+    assert population[3].tolist() == population[4].tolist() == [0.0, 1.0]
+    assert population[-1].tolist() == population[11].tolist()
+
+
+def test_beliefs_put_in_step_as_the_others():
+    model = model_of(seen=4)
+    population, beliefs = am.Population(model, 9), [model.belief() for _ in range(9)]
+    for k in (0, 4, 5, 8, 4):
+        beliefs[k] = am.SparseBelief(reference.scattered(np.random.default_rng(k), 40, 1 + k))
+        population[k] = beliefs[k]
+    step_one_by_one(beliefs, model, [1] * 9, [2] * 9)
+    population.update(1, 2)
+    assert [content(b) for b in population] == [content(b) for b in beliefs]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 6])
+def test_any_number_of_agents(n):
+    population = am.Population(model_of(seen=4), n)
+    assert len(population) == len(list(population)) == n
+    assert population.update(np.zeros(n, int), np.ones(n, int)).shape == (n,)
+    assert population.nnz.shape == population.mode().shape == population.entropy().shape == (n,)
+    assert population.sample(0).shape == (n,)
+    for k in (n, -n - 1):
+        with pytest.raises(IndexError, match=f"agent {k} given; there are {n}"):
+            population[k]
+
+
+@dtypes
+def test_queries_of_all_are_those_of_each(dtype):
+    model = model_of(dtype, seen=4)
+    population = am.Population(model, 23, prune=0.0)
+    population.update(*(s[0] for s in streams(model, 23, 1)))
+    population[7] = am.SparseBelief.uniform(40, dtype=dtype)
+    beliefs = list(population)
+    assert population.nnz.tolist() == [b.nnz for b in beliefs]
+    assert population.mode().tolist() == [b.mode() for b in beliefs]
+    np.testing.assert_allclose(population.entropy(), [b.entropy() for b in beliefs], rtol=1e-6)
+    drawn = population.sample(3)
+    assert drawn.tolist() == population.sample(3).tolist() != population.sample(4).tolist()
+    assert all(b[state] > 0 for b, state in zip(beliefs, drawn, strict=True))
+
+
+def test_draws_follow_the_beliefs():
+    model = am.Model(np.eye(3), np.ones((3, 1)))
+    population = am.Population(model, 6_000, initial=[0.2, 0.0, 0.8])
+    drawn = np.bincount(population.sample(0), minlength=3) / 6_000
+    assert drawn[1] == 0 and abs(drawn[0] - 0.2) < 0.03
+
+
+# ---- bytes
+
+
+@dtypes
+def test_bytes_are_those_of_the_states_held(dtype, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2048)
+    n_agents, n_states, item = 5_000, 1_000, np.dtype(dtype).itemsize
+    model = am.Model(np.eye(n_states), np.ones((n_states, 1)), dtype=dtype)
+    states = np.arange(0, 1000, 100)
+    start = am.SparseBelief.from_indices(states, np.full(10, 0.1, dtype), n_states)
+    population = am.Population(model, n_agents, initial=start)
+    for _ in range(3):
+        assert population.nbytes <= n_agents * (10 * (item + 4) + 32)
+        population.update(0, 0)
+
+
+def test_capacity_follows_the_support_down():
+    model = am.Model(np.full((1_000, 1_000), 1e-3), np.vstack([np.eye(10)] * 100))
+    population = am.Population(model, 10)
+    full = population.nbytes
+    population.update(0, -1)
+    assert population.nbytes > 10 * 8_000 > full
+    population.update(0, 3)
+    assert population.nbytes < 10 * (100 * 12 + 200)
+
+
+# ---- misuse
+
+
+def call(population, **wrong):
+    sound = {"actions": [0] * 12, "observations": [-1] * 12}
+    return population.update(**(sound | wrong))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        ({"actions": [0] * 11}, ValueError, r"actions of shape \(11,\) given; expected \(12,\)"),
+        ({"actions": [[0]] * 12}, ValueError, r"actions of shape \(12, 1\) given"),
+        ({"observations": [0] * 13}, ValueError, r"observations of shape \(13,\) given"),
+        ({"actions": [0.0] * 12}, TypeError, "actions of dtype float64 given; expected ints"),
+        ({"observations": [None] * 12}, TypeError, "observations of dtype object given"),
+        ({"actions": 2}, ValueError, "agent 0: action 2 given; expected 0 to 1"),
+        ({"actions": -1}, ValueError, "action -1 given"),
+        ({"observations": [-1] * 11 + [2]}, ValueError, "agent 11: observation 2 given; expected -1 to 1"),
+        ({"observations": -2}, ValueError, "observation -2 given"),
+        ({"on_impossible": "ignore"}, ValueError, "on_impossible='ignore' given"),
+    ],
+)
+def test_a_wrong_step_is_refused_and_changes_nothing(wrong, error, says):
+    population = divided_population()
+    before = snapshot(population)
+    with pytest.raises(error, match=says):
+        call(population, **wrong)
+    assert snapshot(population) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"model": None}, TypeError, "model of type NoneType given"),
+        ({"n_agents": -1}, ValueError, "n_agents=-1 given"),
+        ({"n_agents": 1.5}, TypeError, "float"),
+        ({"prune": 1.0}, ValueError, "prune=1.0 given"),
+        ({"max_states": 0}, ValueError, "max_states=0 given"),
+        ({"threads": 0}, ValueError, "threads=0 given"),
+        ({"initial": [1.0, 0.0, 0.0]}, ValueError, "belief of 3 states given with a model of 2"),
+        ({"initial": am.SparseBelief.uniform(2, dtype=np.float32)}, TypeError, "float32 given with a model of float64"),
+        ({"initial": [1.0, -1.0]}, ValueError, "-1"),
+    ],
+)
+def test_a_wrong_population_is_refused(options, error, says):
+    with pytest.raises(error, match=says):
+        am.Population(**({"model": divided(), "n_agents": 3} | options))
+
+
+def test_only_beliefs_go_in():
+    population = divided_population()
+    before = snapshot(population)
+    for wrong, error in ((np.array([0.5, 0.5]), TypeError), (am.SparseBelief.uniform(3), ValueError)):
+        with pytest.raises(error):
+            population[2] = wrong
+        with pytest.raises(error):
+            am.Population.from_beliefs(population.model, [population[0], wrong])
+    assert snapshot(population) == before
+
+
+def test_one_writer():
+    population = divided_population()
+    population._updating = True
+    with pytest.raises(RuntimeError, match="two writers"):
+        population.update(0, -1)
+
+
+def test_two_populations_step_beside_each_other():
+    model = model_of(seen=4)
+    actions, observations = streams(model, 40, 30)
+    made = [am.Population(model, 40, threads=2) for _ in range(3)]
+
+    def run(population):
+        for a, o in zip(actions, observations, strict=True):
+            population.update(a, o)
+
+    others = [threading.Thread(target=run, args=(population,)) for population in made[1:]]
+    for thread in others:
+        thread.start()
+    run(made[0])
+    for thread in others:
+        thread.join()
+    assert snapshot(made[0]) == snapshot(made[1]) == snapshot(made[2])
+
+
+def test_a_chunk_trusts_nobody():
+    model = model_of(seen=4)
+    chunk = am._core.CoreChunk(3, 40, np.dtype(np.float64))
+    belief = model.belief()
+    with pytest.raises(ValueError, match="row 0 has no belief yet"):
+        chunk.step(model, [0] * 3, [0] * 3, 0.0, 0)
+    with pytest.raises(ValueError, match="row 1 has no belief yet"):
+        chunk.load(1, belief)
+    for k in range(3):
+        chunk.store(k, belief)
+    for k in (-1, 3, sys.maxsize):
+        with pytest.raises((IndexError, OverflowError)):
+            chunk.store(k, belief)
+        with pytest.raises((IndexError, OverflowError)):
+            chunk.load(k, belief)
+    with pytest.raises(ValueError):
+        chunk.load(0, am.SparseBelief.uniform(41))
+    with pytest.raises(ValueError):
+        chunk.step(model_of(np.float32, seen=4), [0] * 3, [0] * 3, 0.0, 0)
+    for actions, observations in (([0] * 2, [0] * 3), ([0] * 3, [[0]] * 3), ([9] * 3, [0] * 3), ([0] * 3, [9] * 3)):
+        with pytest.raises(ValueError):
+            chunk.step(model, actions, observations, 0.0, 0)
+    for relative, most in ((1.0, 0), (-0.1, 0), (math.nan, 0), (0.0, -1)):
+        with pytest.raises(ValueError):
+            chunk.step(model, [0] * 3, [0] * 3, relative, most)
+    for wrong in ((-1, 40), (3, 0), (3, 2**31)):
+        with pytest.raises(ValueError):
+            am._core.CoreChunk(*wrong, np.dtype(np.float64))
+    with pytest.raises(TypeError):
+        am._core.CoreChunk(3, 40, np.dtype(np.int32))
+    assert content(belief) == content(model.belief())
+
+
+# ---- beside a list
+
+
+class BesideAList(RuleBasedStateMachine):
+    """A population and a list of beliefs go through the same."""
+
+    @initialize(n=st.integers(0, 13), seed=st.integers(0, 1000), dtype=st.sampled_from(DTYPES))
+    def begin(self, n, seed, dtype):
+        self.rng = np.random.default_rng(seed)
+        self.model = model_of(dtype, seed=seed)
+        self.beliefs = [self.model.belief() for _ in range(n)]
+        self.population = am.Population(self.model, n, threads=2)
+
+    @rule(mode=st.sampled_from(["raise", "predict", "likelihood"]))
+    def update(self, mode):
+        n = len(self.beliefs)
+        actions, observations = self.rng.integers(N_ACTIONS, size=n), self.rng.integers(-1, N_OBSERVATIONS, size=n)
+        tried = [b.copy() for b in self.beliefs]
+        try:
+            expected = step_one_by_one(tried, self.model, actions, observations, on_impossible=mode)
+        except am.ImpossibleObservation:
+            with pytest.raises(am.ImpossibleObservation):
+                self.population.update(actions, observations, on_impossible=mode)
+            return
+        assert self.population.update(actions, observations, on_impossible=mode).tolist() == expected.tolist()
+        self.beliefs = tried
+
+    @rule(data=st.data())
+    def put(self, data):
+        if self.beliefs:
+            k = data.draw(st.integers(0, len(self.beliefs) - 1))
+            n_stored = data.draw(st.integers(1, 40))
+            belief = am.SparseBelief(reference.scattered(self.rng, 40, n_stored, self.model.dtype))
+            self.beliefs[k] = belief.copy()
+            self.population[k] = belief
+
+    @invariant()
+    def same(self):
+        if hasattr(self, "beliefs"):
+            assert snapshot(self.population) == [(content(b), b.pruned_mass) for b in self.beliefs]
+
+
+BesideAList.TestCase.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
+TestBesideAList = BesideAList.TestCase
