@@ -253,6 +253,39 @@ def test_draws_follow_the_beliefs():
     assert drawn[1] == 0 and abs(drawn[0] - 0.2) < 0.03
 
 
+@pytest.mark.parametrize("which", [slice(None), slice(3, 17), slice(None, None, -2), slice(5, 5)])
+def test_a_slice_is_a_population(which):
+    model = model_of(seen=4)
+    population = am.Population(model, 23, prune=1e-3, max_states=9)
+    population.update(*(s[0] for s in streams(model, 23, 1)))
+    before, part = snapshot(population), population[which]
+    assert snapshot(part) == before[which]
+    assert (part.prune, part.max_states, part.threads) == (1e-3, 9, None)
+    part.update(0, 1)
+    assert snapshot(population) == before
+
+
+def test_agents_come_and_go():
+    model = model_of(seen=4)
+    population, beliefs = am.Population(model, 8), [model.belief() for _ in range(8)]
+    new = [am.SparseBelief.point(40, k) for k in range(7)]
+    population.add(new)
+    beliefs += [b.copy() for b in new]
+    population.remove([0, 9, -1, 9])
+    beliefs = [b for k, b in enumerate(beliefs) if k not in (0, 9, 14)]
+    population.remove(3)
+    del beliefs[3]
+    step_one_by_one(beliefs, model, [1] * len(beliefs), [-1] * len(beliefs))
+    population.update(1, -1)
+    assert [content(b) for b in population] == [content(b) for b in beliefs]
+    before = snapshot(population)
+    with pytest.raises(IndexError):
+        population.remove([0, 11])
+    with pytest.raises(TypeError):
+        population.add([new[0], None])
+    assert snapshot(population) == before
+
+
 # ---- bytes
 
 
@@ -267,6 +300,16 @@ def test_bytes_are_those_of_the_states_held(dtype, monkeypatch):
     for _ in range(3):
         assert population.nbytes <= n_agents * (10 * (item + 4) + 32)
         population.update(0, 0)
+
+
+def test_replacing_beliefs_again_and_again_takes_no_more():
+    model = model_of(seen=4)
+    population = am.Population(model, 10)
+    beliefs = [am.SparseBelief(reference.scattered(np.random.default_rng(k), 40, 1 + k % 40)) for k in range(400)]
+    for k, belief in enumerate(beliefs):
+        population[k % 10] = belief
+    assert [content(b) for b in population] == [content(b) for b in beliefs[-10:]]
+    assert population.nbytes < 2 * am.Population.from_beliefs(model, beliefs[-10:]).nbytes
 
 
 def test_capacity_follows_the_support_down():
@@ -342,7 +385,7 @@ def test_only_beliefs_go_in():
 
 def test_one_writer():
     population = divided_population()
-    population._updating = True
+    population._writing = True
     with pytest.raises(RuntimeError, match="two writers"):
         population.update(0, -1)
 
@@ -390,6 +433,15 @@ def test_a_chunk_trusts_nobody():
     for relative, most in ((1.0, 0), (-0.1, 0), (math.nan, 0), (0.0, -1)):
         with pytest.raises(ValueError):
             chunk.step(model, [0] * 3, [0] * 3, relative, most)
+    empty = am._core.CoreChunk(2, 40, np.dtype(np.float64))
+    other = am._core.CoreChunk(1, 41, np.dtype(np.float64))
+    wrong_takes = ((-1, chunk, [0]), (1, chunk, [0, 0]), (3, chunk, [0]), (0, chunk, [3]), (0, chunk, [-1]))
+    for first, source, wanted in (*wrong_takes, (0, empty, [0]), (0, other, [0])):
+        with pytest.raises((IndexError, ValueError)):
+            empty.take(first, source, wanted)
+    empty.take(0, chunk, [2, 0])
+    with pytest.raises(ValueError, match="row 1 has a belief already"):
+        empty.take(1, chunk, [0])
     for wrong in ((-1, 40), (3, 0), (3, 2**31)):
         with pytest.raises(ValueError):
             am._core.CoreChunk(*wrong, np.dtype(np.float64))
@@ -433,6 +485,19 @@ class BesideAList(RuleBasedStateMachine):
             belief = am.SparseBelief(reference.scattered(self.rng, 40, n_stored, self.model.dtype))
             self.beliefs[k] = belief.copy()
             self.population[k] = belief
+
+    @rule(data=st.data())
+    def leave(self, data):
+        if self.beliefs:
+            gone = data.draw(st.lists(st.integers(0, len(self.beliefs) - 1), max_size=4))
+            self.population.remove(np.array(gone, dtype=int))
+            self.beliefs = [b for k, b in enumerate(self.beliefs) if k not in gone]
+
+    @rule(n=st.integers(0, 7))
+    def join(self, n):
+        new = [am.SparseBelief(reference.scattered(self.rng, 40, 1 + k, self.model.dtype)) for k in range(n)]
+        self.population.add(new)
+        self.beliefs += new
 
     @invariant()
     def same(self):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import operator
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, Self
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,7 +64,7 @@ class Population:
     array([0.895, 0.105])
     """
 
-    __slots__ = ("__weakref__", "_chunks", "_template", "_updating", "max_states", "model", "prune", "threads")
+    __slots__ = ("__weakref__", "_chunks", "_template", "_writing", "max_states", "model", "prune", "threads")
 
     def __init__(
         self,
@@ -81,12 +82,9 @@ class Population:
         _check_model(model)
         belief = model.belief() if initial is None else _copy_of(initial, model.dtype)
         self._begin(model, belief, prune, max_states, threads)
+        [one] = self._stored([belief])
         for first in range(0, n, CHUNK):
-            size = min(CHUNK, n - first)
-            chunk = self._new_chunk(size)
-            for k in range(size):
-                chunk.store(k, belief)
-            self._chunks.append(chunk)
+            self._chunks += self._gathered([one], np.zeros(min(CHUNK, n - first), np.intp))
 
     @classmethod
     def from_beliefs(
@@ -105,11 +103,7 @@ class Population:
             population._begin(model, _copy_of(given[0]), prune, max_states, threads)
         for belief in given:
             population._check_belief(belief)
-        for first in range(0, len(given), CHUNK):
-            chunk = population._new_chunk(min(CHUNK, len(given) - first))
-            for k, belief in enumerate(given[first : first + CHUNK]):
-                chunk.store(k, belief)
-            population._chunks.append(chunk)
+        population._chunks = population._stored(given)
         return population
 
     def _begin(
@@ -126,7 +120,7 @@ class Population:
         self._template = template  # of shape, dtype and class
         self._check_belief(template)
         template.prune_below = prune
-        self._updating = False
+        self._writing = False
 
     def _check_belief(self, belief: SparseBelief) -> None:
         model = self.model
@@ -138,9 +132,6 @@ class Population:
             raise TypeError(f"belief of {belief.dtype} given with a model of {model.dtype}; expected the same dtype")
         if belief.shape != self._template.shape:
             raise ValueError(f"belief of shape {belief.shape} given; expected {self._template.shape} as the others")
-
-    def _new_chunk(self, size: int) -> CoreChunk:
-        return CoreChunk(size, self.model.n_states, self.model.dtype)
 
     # ---- the step
 
@@ -177,10 +168,7 @@ class Population:
             raise ValueError(f"on_impossible={on_impossible!r} given; expected 'raise', 'predict' or 'likelihood'")
         a = self._per_agent(actions, "action", 0, self.model.n_actions)
         o = self._per_agent(observations, "observation", -1, self.model.n_observations)
-        if self._updating:
-            raise RuntimeError("two writers in one population: another thread is updating it")
-        self._updating = True
-        try:
+        with self._as_writer():
             stepped = self._step_chunks(a, o)
             evidence = np.concatenate([found for _, found in stepped]) if stepped else np.empty(0)
             impossible = np.flatnonzero(evidence == -np.inf)
@@ -193,8 +181,6 @@ class Population:
                     belief.prune(max_states=self.max_states)
                 stepped[agent // CHUNK][0].store(agent % CHUNK, belief)
             self._chunks = [chunk for chunk, _ in stepped]
-        finally:
-            self._updating = False
         return evidence
 
     def _step_chunks(self, a: NDArray[np.intp], o: NDArray[np.intp]) -> list[tuple[CoreChunk, NDArray[np.float64]]]:
@@ -230,8 +216,16 @@ class Population:
     def __len__(self) -> int:
         return (len(self._chunks) - 1) * CHUNK + self._chunks[-1].n_rows if self._chunks else 0
 
-    def __getitem__(self, agent: int) -> SparseBelief:
-        """A copy of one agent's belief."""
+    @overload
+    def __getitem__(self, agent: int) -> SparseBelief: ...
+
+    @overload
+    def __getitem__(self, agent: slice) -> Self: ...
+
+    def __getitem__(self, agent: int | slice) -> SparseBelief | Self:
+        """A copy of one agent's belief; for a slice, a smaller population of copies."""
+        if isinstance(agent, slice):
+            return self._picked(np.arange(len(self))[agent])
         k = self._place(agent)
         belief = self._template.copy()
         self._chunks[k // CHUNK].load(k % CHUNK, belief)
@@ -240,7 +234,8 @@ class Population:
     def __setitem__(self, agent: int, belief: SparseBelief) -> None:
         k = self._place(agent)
         self._check_belief(belief)
-        self._chunks[k // CHUNK].store(k % CHUNK, belief)
+        with self._as_writer():
+            self._chunks[k // CHUNK].store(k % CHUNK, belief)
 
     def __iter__(self) -> Iterator[SparseBelief]:
         return (self[k] for k in range(len(self)))
@@ -250,6 +245,69 @@ class Population:
         if not -n <= k < n:
             raise IndexError(f"agent {k} given; there are {n}")
         return k % n
+
+    # ---- which agents
+
+    def copy(self) -> Self:
+        """An independent population of the same beliefs. O(bytes held)."""
+        return self._picked(np.arange(len(self)))
+
+    def add(self, beliefs: Iterable[SparseBelief]) -> None:
+        """Append agents with these beliefs, which are copied. O(bytes held)."""
+        given = list(beliefs)
+        for belief in given:
+            self._check_belief(belief)
+        with self._as_writer():
+            self._chunks = self._gathered([*self._chunks, *self._stored(given)], np.arange(len(self) + len(given)))
+
+    def remove(self, agents: ArrayLike) -> None:
+        """Drop these agents, an index or several; the others move up. O(bytes held)."""
+        kept = np.ones(len(self), dtype=bool)
+        kept[[self._place(agent) for agent in np.atleast_1d(np.asarray(agents)).tolist()]] = False
+        with self._as_writer():
+            self._chunks = self._gathered(self._chunks, np.flatnonzero(kept))
+
+    def _picked(self, agents: NDArray[np.intp]) -> Self:
+        other = type(self).__new__(type(self))
+        other._begin(self.model, self._template.copy(), self.prune, self.max_states, self.threads)
+        other._chunks = self._gathered(self._chunks, agents)
+        return other
+
+    def _stored(self, beliefs: Sequence[SparseBelief]) -> list[CoreChunk]:
+        """New chunks of these beliefs."""
+        chunks = []
+        for first in range(0, len(beliefs), CHUNK):
+            part = beliefs[first : first + CHUNK]
+            chunk = CoreChunk(len(part), self.model.n_states, self.model.dtype)
+            for k, belief in enumerate(part):
+                chunk.store(k, belief)
+            chunks.append(chunk.trim())
+        return chunks
+
+    def _gathered(self, sources: Sequence[CoreChunk], agents: NDArray[np.intp]) -> list[CoreChunk]:
+        """New chunks of these agents, which are numbered through all sources."""
+        ends = np.cumsum([source.n_rows for source in sources], dtype=np.intp)
+        source_of = np.searchsorted(ends, agents, side="right")
+        chunks = []
+        for first in range(0, len(agents), CHUNK):
+            part, of_part = agents[first : first + CHUNK], source_of[first : first + CHUNK]
+            chunk, at = CoreChunk(len(part), self.model.n_states, self.model.dtype), 0
+            for run in np.split(part, np.flatnonzero(np.diff(of_part)) + 1):
+                k = of_part[at]
+                chunk.take(at, sources[k], run - (ends[k] - sources[k].n_rows))
+                at += len(run)
+            chunks.append(chunk.trim())
+        return chunks
+
+    @contextmanager
+    def _as_writer(self) -> Iterator[None]:
+        if self._writing:
+            raise RuntimeError("two writers in one population: another thread is changing it")
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
 
     # ---- all agents
 

@@ -109,6 +109,23 @@ cdef bint ensure(CoreChunk chunk, Py_ssize_t more) noexcept nogil:
     return True
 
 
+cdef void close_holes(CoreChunk chunk) noexcept nogil:
+    """Move the blocks together; without memory all stays as it is."""
+    cdef Py_ssize_t k, size, used = 0
+    cdef Py_ssize_t room = max(<Py_ssize_t> 8, chunk.used - chunk.holes)
+    cdef char* buffer = <char*> PyMem_RawMalloc(room)
+    if buffer == NULL:
+        return
+    for k in range(chunk.n_rows):
+        if chunk.rows[k].n_stored >= 0:
+            size = payload_size(chunk.rows[k].storage, chunk.rows[k].n_stored, chunk.n_cells, item_size(chunk.type_num))
+            memcpy(buffer + used, chunk.buffer + chunk.rows[k].offset, size)
+            chunk.rows[k].offset = used
+            used += padded(size)
+    PyMem_RawFree(chunk.buffer)
+    chunk.buffer, chunk.used, chunk.room, chunk.holes = buffer, used, room, 0
+
+
 # ---- wrapper
 
 cdef class CoreChunk:
@@ -176,6 +193,8 @@ cdef class CoreChunk:
         self.rows[k].storage, self.rows[k].is_measure = belief.storage, belief.is_measure
         self.pruned_mass[k] = belief.pruned_mass
         self.used += padded(size)
+        if self.holes > self.used >> 2:
+            close_holes(self)
 
     def load(self, Py_ssize_t k, CoreBelief belief not None):
         """Make the belief of agent k the content of `belief`, which nobody else holds."""
@@ -191,6 +210,34 @@ cdef class CoreChunk:
                payload_size(self.rows[k].storage, self.rows[k].n_stored, self.n_cells, item_size(self.type_num)))
         belief.is_measure = self.rows[k].is_measure
         belief.pruned_mass = self.pruned_mass[k]
+
+    def take(self, Py_ssize_t first, CoreChunk other not None, rows):
+        """Make the beliefs of these rows of another chunk those of the agents from `first` on, as copies."""
+        cdef const Py_ssize_t[::1] wanted = np.array(rows, dtype=np.intp)
+        cdef Py_ssize_t k, size, total = 0, item = item_size(self.type_num)
+        cdef Row* row
+        if other.n_cells != self.n_cells or other.type_num != self.type_num:
+            raise ValueError(f"chunk of {other.n_cells} states and {other.dtype} given; expected {self.n_cells} and "
+                             f"{self.dtype}")
+        if first < 0 or first > self.n_rows - wanted.shape[0]:
+            raise IndexError(f"rows {first} to {first + wanted.shape[0] - 1} given; there are {self.n_rows}")
+        for k in range(wanted.shape[0]):
+            other.check_row(wanted[k], True)
+            row = &other.rows[wanted[k]]
+            total += padded(payload_size(row.storage, row.n_stored, self.n_cells, item))
+        for k in range(first, first + wanted.shape[0]):
+            if self.rows[k].n_stored >= 0:
+                raise ValueError(f"row {k} has a belief already")
+        if not ensure(self, total):
+            raise MemoryError
+        for k in range(wanted.shape[0]):
+            row = &other.rows[wanted[k]]
+            size = payload_size(row.storage, row.n_stored, self.n_cells, item)
+            memcpy(self.buffer + self.used, other.buffer + row.offset, size)
+            self.rows[first + k] = row[0]
+            self.rows[first + k].offset = self.used
+            self.pruned_mass[first + k] = other.pruned_mass[wanted[k]]
+            self.used += padded(size)
 
     def step(self, CoreModel model not None, actions, observations, double relative, Py_ssize_t most):
         """All agents by one action and observation (-1: none) each: the new chunk, and each one's log-evidence.
@@ -235,15 +282,14 @@ cdef class CoreChunk:
             raise MemoryError
         if status != 0:
             raise ValueError(f"row {at}: no probability is left: all of it underflowed")
-        new.trim()
-        return new, evidence
+        return new.trim(), evidence
 
-    cdef int trim(self) except -1:
-        """Give back the room that is not used."""
+    def trim(self):
+        """Give back the room that is not used; returns the chunk."""
         cdef char* buffer = <char*> PyMem_RawRealloc(self.buffer, max(<Py_ssize_t> 8, self.used))
         if buffer != NULL:
             self.buffer, self.room = buffer, max(<Py_ssize_t> 8, self.used)
-        return 0
+        return self
 
     def entries(self):
         """All rows as one CSR record: offsets (n_rows + 1,) int64, states int32, values of the dtype."""
