@@ -10,6 +10,7 @@ The house, in import order:
 ``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps
 ``model``              `Model`: transition and observation tables with a prior, shared by all beliefs
 ``population``         `Population`: the beliefs of many agents over one model, stepped together
+``sharing``            `ModelPool`: equal models of a process as one object
 ``profiler``           what a change costs and saves, measured (not imported here)
 ``formats``            readers of public model files: `.POMDP` (not imported here)
 ``integrations``       worlds and agents of other libraries (not imported here)
@@ -35,6 +36,7 @@ from agentmem.errors import BudgetExceeded, CorruptData, ImpossibleObservation
 from agentmem.footprint import footprint
 from agentmem.model import Model
 from agentmem.population import Population
+from agentmem.sharing import ModelPool
 from agentmem.trajectory import FilterResult
 
 __version__ = "0.1.0"
@@ -44,6 +46,7 @@ __all__ = [
     "FilterResult",
     "ImpossibleObservation",
     "Model",
+    "ModelPool",
     "Population",
     "SparseArray",
     "SparseBelief",
