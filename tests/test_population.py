@@ -385,9 +385,18 @@ def test_only_beliefs_go_in():
 
 def test_one_writer():
     population = divided_population()
-    population._writing = True
-    with pytest.raises(RuntimeError, match="two writers"):
-        population.update(0, -1)
+    before = snapshot(population)
+    with population._as_writer():
+        for change in (
+            lambda: population.update(0, -1),
+            lambda: population.remove(0),
+            lambda: population.add([]),
+            lambda: population.__setitem__(0, population[1]),
+        ):
+            with pytest.raises(RuntimeError, match="two writers"):
+                change()
+    assert snapshot(population) == before
+    population.update(0, -1)
 
 
 def test_two_populations_step_beside_each_other():
@@ -442,7 +451,7 @@ def test_a_chunk_trusts_nobody():
     empty.take(0, chunk, [2, 0])
     with pytest.raises(ValueError, match="row 1 has a belief already"):
         empty.take(1, chunk, [0])
-    for wrong in ((-1, 40), (3, 0), (3, 2**31)):
+    for wrong in ((-1, 40), (3, 0), (3, 2**31), (2**31, 40), (2**60, 40)):
         with pytest.raises(ValueError):
             am._core.CoreChunk(*wrong, np.dtype(np.float64))
     with pytest.raises(TypeError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self, overload
@@ -120,7 +121,7 @@ class Population:
         self._template = template  # of shape, dtype and class
         self._check_belief(template)
         template.prune_below = prune
-        self._writing = False
+        self._writing = threading.Lock()
 
     def _check_belief(self, belief: SparseBelief) -> None:
         model = self.model
@@ -301,13 +302,12 @@ class Population:
 
     @contextmanager
     def _as_writer(self) -> Iterator[None]:
-        if self._writing:
+        if not self._writing.acquire(blocking=False):
             raise RuntimeError("two writers in one population: another thread is changing it")
-        self._writing = True
         try:
             yield
         finally:
-            self._writing = False
+            self._writing.release()
 
     # ---- all agents
 

@@ -137,10 +137,11 @@ cdef class CoreChunk:
     cdef double* pruned_mass
     cdef char* buffer
     cdef Py_ssize_t used, room, holes  # bytes of the buffer
+    cdef int stepping                  # steps that read the buffer without the GIL: it must not move
 
     def __cinit__(self, Py_ssize_t n_rows, Py_ssize_t n_cells, dtype, Py_ssize_t room=0):
         """`n_rows` agents of `n_cells` states; each row is to be stored before it is read."""
-        if n_rows < 0 or n_cells < 1 or n_cells > 0x7fffffff or room < 0:
+        if n_rows < 0 or n_rows > 0x7fffffff or n_cells < 1 or n_cells > 0x7fffffff or room < 0:
             raise ValueError(f"{n_rows} agents over {n_cells} states given")
         self.type_num = cnp.NPY_DOUBLE if dtype == np.float64 else cnp.NPY_FLOAT
         if dtype not in (np.float32, np.float64):
@@ -163,6 +164,11 @@ cdef class CoreChunk:
     def __sizeof__(self):
         return type(self).__basicsize__ + self.n_rows * (sizeof(Row) + sizeof(double)) + self.room
 
+    cdef int check_still(self) except -1:
+        if self.stepping:
+            raise RuntimeError("two writers in one chunk: another thread is stepping it")
+        return 0
+
     cdef int check_row(self, Py_ssize_t k, bint filled) except -1:
         if k < 0 or k >= self.n_rows:
             raise IndexError(f"row {k} given; there are {self.n_rows}")
@@ -182,6 +188,7 @@ cdef class CoreChunk:
         if not belief._is_measure():
             belief._explain_no_measure()
             raise ValueError("belief that is no measure given")
+        self.check_still()
         size = payload_size(belief.storage, belief.n_stored, self.n_cells, item_size(self.type_num))
         if not ensure(self, padded(size)):
             raise MemoryError
@@ -228,6 +235,7 @@ cdef class CoreChunk:
         for k in range(first, first + wanted.shape[0]):
             if self.rows[k].n_stored >= 0:
                 raise ValueError(f"row {k} has a belief already")
+        self.check_still()
         if not ensure(self, total):
             raise MemoryError
         for k in range(wanted.shape[0]):
@@ -275,8 +283,10 @@ cdef class CoreChunk:
         w = borrow(self.n_cells)
         if w == NULL:
             raise MemoryError
+        self.stepping += 1
         with nogil:
             status = step_rows(self, new, model, &a[0], &o[0], relative, most, w, &found[0], &at)
+        self.stepping -= 1
         give_back(w)
         if status == NO_MEMORY:
             raise MemoryError
@@ -286,7 +296,9 @@ cdef class CoreChunk:
 
     def trim(self):
         """Give back the room that is not used; returns the chunk."""
-        cdef char* buffer = <char*> PyMem_RawRealloc(self.buffer, max(<Py_ssize_t> 8, self.used))
+        cdef char* buffer
+        self.check_still()
+        buffer = <char*> PyMem_RawRealloc(self.buffer, max(<Py_ssize_t> 8, self.used))
         if buffer != NULL:
             self.buffer, self.room = buffer, max(<Py_ssize_t> 8, self.used)
         return self
