@@ -21,6 +21,7 @@ ROOMS = [
     "_core",
     "errors",
     "footprint",
+    "files",
     "budget",
     "scratch",
     "array",

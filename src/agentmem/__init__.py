@@ -5,6 +5,7 @@ The house, in import order:
 =====================  =====================================================================================
 ``errors``             `ImpossibleObservation`, `BudgetExceeded`, `CorruptData`
 ``footprint``          `footprint`: how many bytes an object graph holds, by part
+``files``              a header and named arrays in one checksummed, memory-mapped file
 ``array``              `SparseArray`: real numbers of any shape, mostly zero; takes part in NumPy
 ``belief``             `SparseBelief`: a `SparseArray` that is a measure, with the filter verbs
 ``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps

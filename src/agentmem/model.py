@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import mmap
 import operator
 import os
-import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -23,17 +19,11 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from agentmem._core import CoreModel
 from agentmem.array import check_scipy
 from agentmem.belief import OnImpossible, SparseBelief
-from agentmem.errors import CorruptData
+from agentmem.files import canonical, read_arrays, write_arrays
 from agentmem.trajectory import FilterResult, Trajectory
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array, csr_matrix
-
-MAGIC = b"AGENTMEM"
-VERSION = 1
-PREAMBLE = struct.Struct("<8sIIQ40s")  # magic, version, length of the header, of the file, checksum of all that follows
-ALIGNMENT = 64
-KINDS = [np.dtype(kind).str for kind in (np.float32, np.float64, np.int32, np.int64)]
 
 
 class Table(NamedTuple):
@@ -257,7 +247,7 @@ class Model(CoreModel):
         """Hash of the content: equal for equal models, however they were made. O(nbytes) the first time."""
         if self._digest is None:
             hasher = hashlib.blake2b(digest_size=32)
-            hasher.update(_canonical({k: v for k, v in self._header.items() if not k.startswith("dropped")}))
+            hasher.update(canonical({k: v for k, v in self._header.items() if not k.startswith("dropped")}))
             for name, array in self.buffers().items():
                 hasher.update(f"{name} {array.dtype.str} {array.size};".encode())
                 hasher.update(array.data)
@@ -458,31 +448,7 @@ class Model(CoreModel):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file for `open`, under a temporary name until it is whole. O(nbytes)."""
-        buffers = self.buffers()
-        places, at = {}, 0
-        for name, array in buffers.items():
-            places[name] = [array.dtype.str, array.size, at]
-            at += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-        head = _canonical({**self._header, "buffers": places})
-        head += b" " * (-(PREAMBLE.size + len(head)) % ALIGNMENT)
-        parts: list[Any] = [head]
-        for array in buffers.values():
-            parts += [array.data, bytes(-array.nbytes % ALIGNMENT)]
-        facts = MAGIC, VERSION, len(head), PREAMBLE.size + len(head) + at
-        checksum = hashlib.blake2b(PREAMBLE.pack(*facts, b""), digest_size=40)
-        for part in parts:
-            checksum.update(part)
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
-        try:
-            with temporary.open("xb") as file:
-                file.write(PREAMBLE.pack(*facts, checksum.digest()))
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_arrays(path, self._header, self.buffers())
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -493,33 +459,7 @@ class Model(CoreModel):
         that changes the model. Raises CorruptData for a file that is truncated, damaged, of another version, or no
         model.
         """
-        with Path(path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < PREAMBLE.size:
-                raise CorruptData(f"{path}: {size} bytes; no saved model is that short")
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        magic, version, n_head, n_file, checksum = PREAMBLE.unpack_from(data)
-        if magic != MAGIC:
-            raise CorruptData(f"{path}: begins with {magic!r}; expected {MAGIC!r}")
-        if version != VERSION:
-            raise CorruptData(f"{path}: format version {version}; this release reads version {VERSION}")
-        if n_file != size:
-            raise CorruptData(f"{path}: {size} bytes; expected {n_file} (truncated?)")
-        body = memoryview(data)[PREAMBLE.size :]
-        found = hashlib.blake2b(PREAMBLE.pack(magic, version, n_head, n_file, b""), digest_size=40)
-        found.update(body)
-        if found.digest() != checksum:
-            raise CorruptData(f"{path}: checksum does not agree with the content")
-        try:
-            header = json.loads(bytes(body[:n_head]))
-            buffers = {}
-            for name, (kind, count, start) in header.pop("buffers").items():
-                if kind not in KINDS or count < 0 or start < 0:
-                    raise ValueError(f"buffer {name} of {count} x {kind} at {start}")
-                buffers[name] = np.frombuffer(body, np.dtype(kind), count, n_head + start)
-            return cls.from_buffers(header, buffers)
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            raise CorruptData(f"{path}: {error}") from error
+        return read_arrays(path, cls.from_buffers)
 
 
 _HEADER = {
@@ -743,7 +683,3 @@ def _is_locked(array: NDArray[Any]) -> bool:
             return False
         array, owner = owner, owner.base
     return owner is not None and memoryview(owner).readonly
-
-
-def _canonical(header: Mapping[str, Any]) -> bytes:
-    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
