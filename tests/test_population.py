@@ -246,6 +246,33 @@ def test_queries_of_all_are_those_of_each(dtype):
     assert all(b[state] > 0 for b, state in zip(beliefs, drawn, strict=True))
 
 
+@dtypes
+@pytest.mark.parametrize("k", [0, 1, 3, 50])
+def test_the_most_probable_states_of_all(dtype, k):
+    model = model_of(dtype, seen=4)
+    population = am.Population(model, 13, prune=0.0)
+    population.update(*(s[0] for s in streams(model, 13, 1)))
+    states, values = population.top(k)
+    assert states.shape == values.shape == (13, k) and values.dtype == dtype
+    for row, probabilities, b in zip(states, values, population, strict=True):
+        expected, masses = b.top(k)
+        assert row[row >= 0].tolist() == expected.tolist()
+        np.testing.assert_allclose(probabilities[row >= 0], masses, rtol=1e-6)
+        assert (probabilities[row < 0] == 0).all()
+
+
+def test_means_and_marginals_of_all():
+    model = model_of(seen=4)
+    population = am.Population(model, 13, initial=am.SparseBelief.uniform((8, 5)))
+    population.update(*(s[0] for s in streams(model, 13, 1)))
+    f = np.random.default_rng(0).normal(size=(8, 5))
+    for form in (f, f.ravel()):
+        np.testing.assert_allclose(population.expectation(form), [b.expectation(f) for b in population], rtol=1e-12)
+    assert [content(b) for b in population.marginal(1)] == [content(b.marginal(1)) for b in population]
+    with pytest.raises(ValueError, match=r"f of shape \(5, 8\) given; expected \(8, 5\)"):
+        population.expectation(f.T)
+
+
 def test_draws_follow_the_beliefs():
     model = am.Model(np.eye(3), np.ones((3, 1)))
     population = am.Population(model, 6_000, initial=[0.2, 0.0, 0.8])
@@ -284,6 +311,92 @@ def test_agents_come_and_go():
     with pytest.raises(TypeError):
         population.add([new[0], None])
     assert snapshot(population) == before
+
+
+# ---- as a file
+
+
+@dtypes
+@pytest.mark.parametrize("n", [0, 1, 23])
+def test_opened_is_what_was_saved(dtype, n, tmp_path):
+    model = model_of(dtype, seen=4)
+    start = am.SparseBelief.uniform((8, 5), dtype=dtype)
+    population = am.Population(model, n, initial=start, prune=1e-3, max_states=30)
+    steps = list(zip(*streams(model, n, 4), strict=True))
+    for actions, observations in steps[:2]:
+        population.update(actions, observations)
+    population.save(tmp_path / "agents")
+    again = am.Population.open(tmp_path / "agents", model, threads=3)
+    assert snapshot(again) == snapshot(population)
+    assert (again.prune, again.max_states, again.threads) == (1e-3, 30, 3)
+    for actions, observations in steps[2:]:
+        assert again.update(actions, observations).tolist() == population.update(actions, observations).tolist()
+    assert snapshot(again) == snapshot(population)
+
+
+def test_a_file_is_of_one_model_and_no_other(tmp_path):
+    model = model_of(seen=4)
+    am.Population(model, 3).save(tmp_path / "agents")
+    with pytest.raises(ValueError, match="a population over the model"):
+        am.Population.open(tmp_path / "agents", model_of(seed=1, seen=4))
+    with pytest.raises(am.CorruptData):
+        am.Model.open(tmp_path / "agents")
+    model.save(tmp_path / "model")
+    with pytest.raises(am.CorruptData, match="of no population"):
+        am.Population.open(tmp_path / "model", model)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    model = model_of(seen=4)
+    population = am.Population(model, 7)
+    population.update(1, 1)
+    population.save(tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    path = tmp_path / "damaged"
+    for length in range(0, len(whole), 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(am.CorruptData):
+            am.Population.open(path, model)
+    for place in range(0, len(whole), 53):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(am.CorruptData):
+            am.Population.open(path, model)
+
+
+WRONG_RECORDS = {
+    "no state": ([0, 0, 2], [1, 2], [0.5, 0.5], [0.0, 0.0]),
+    "offsets down": ([0, 3, 2], [1, 2], [0.5, 0.5], [0.0, 0.0]),
+    "offsets beyond": ([0, 1, 9], [1, 2], [0.5, 0.5], [0.0, 0.0]),
+    "offsets from 1": ([1, 1, 2], [1, 2], [0.5, 0.5], [0.0, 0.0]),
+    "offsets below 0": ([0, -5, 2], [1, 2], [0.5, 0.5], [0.0, 0.0]),
+    "too few offsets": ([0, 2], [1, 2], [0.5, 0.5], [0.0, 0.0]),
+    "state beyond": ([0, 1, 2], [1, 40], [0.5, 0.5], [0.0, 0.0]),
+    "state below 0": ([0, 1, 2], [-1, 2], [0.5, 0.5], [0.0, 0.0]),
+    "states down": ([0, 2, 3], [2, 1, 1], [0.5, 0.5, 1.0], [0.0, 0.0]),
+    "a state twice": ([0, 2, 3], [1, 1, 1], [0.5, 0.5, 1.0], [0.0, 0.0]),
+    "no mass": ([0, 1, 2], [1, 2], [0.0, 0.5], [0.0, 0.0]),
+    "nan": ([0, 1, 2], [1, 2], [0.5, np.nan], [0.0, 0.0]),
+    "values missing": ([0, 1, 2], [1, 2], [0.5], [0.0, 0.0]),
+    "pruned mass of nan": ([0, 1, 2], [1, 2], [0.5, 0.5], [0.0, np.nan]),
+    "pruned mass missing": ([0, 1, 2], [1, 2], [0.5, 0.5], [0.0]),
+}
+
+
+@pytest.mark.parametrize("record", WRONG_RECORDS.values(), ids=WRONG_RECORDS)
+def test_a_record_is_checked_even_where_its_checksum_agrees(record, tmp_path):
+    from agentmem.files import write_arrays
+
+    model = model_of()
+    chunk = am._core.CoreChunk(2, 40, np.dtype(np.float64))
+    with pytest.raises(ValueError):
+        chunk.fill(*record)
+    kinds = np.int64, np.int32, np.float64, np.float64
+    names = "offsets", "states", "values", "pruned_mass"
+    buffers = {name: np.array(part, kind) for name, part, kind in zip(names, record, kinds, strict=True)}
+    header = {"model": model.digest, "shape": [40], "prune": 0.0, "max_states": None}
+    write_arrays(tmp_path / "agents", header, buffers)
+    with pytest.raises(am.CorruptData):
+        am.Population.open(tmp_path / "agents", model)
 
 
 # ---- bytes

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from agentmem._core import CoreChunk
 from agentmem.belief import SparseBelief
 from agentmem.errors import ImpossibleObservation
+from agentmem.files import read_arrays, write_arrays
 from agentmem.model import Model
 
 OnImpossible = Literal["raise", "predict", "likelihood"]
@@ -329,6 +330,38 @@ class Population:
         """(n,): each agent's uncertainty in nats. O(nnz)."""
         return self._of_rows(_entropies, np.float64)
 
+    def top(self, k: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
+        """Each agent's k most probable states (of equals, the lowest first) and their probabilities, both (n, k).
+
+        Agents with fewer states have -1 and 0.0 in the rest. O(nnz log nnz).
+        """
+        if operator.index(k) < 0:
+            raise ValueError(f"k={k} given; expected at least 0")
+        states, values = np.full((len(self), k), -1, np.intp), np.zeros((len(self), k), self.model.dtype)
+        for agents, (offsets, found, mass) in self._records():
+            row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+            order = np.lexsort((found, -mass, row))
+            rank = np.arange(len(found)) - offsets[row]
+            best = rank < k
+            states[agents][row[best], rank[best]] = found[order[best]]
+            values[agents][row[best], rank[best]] = mass[order[best]]
+        return states, values
+
+    def expectation(self, f: ArrayLike) -> NDArray[np.float64]:
+        """(n,): the mean of f, (S,) or of the beliefs' shape, under each agent's belief. O(nnz)."""
+        values = np.asarray(f, dtype=np.float64)
+        if values.shape not in (self._template.shape, (self.model.n_states,)):
+            raise ValueError(f"f of shape {values.shape} given; expected {self._template.shape}")
+        flat, found = values.ravel(), np.empty(len(self))
+        for agents, (offsets, states, mass) in self._records():
+            p = mass.astype(np.float64)
+            found[agents] = np.add.reduceat(p * flat[states], offsets[:-1]) / np.add.reduceat(p, offsets[:-1])
+        return found
+
+    def marginal(self, axis: int | Sequence[int]) -> list[SparseBelief]:
+        """Each agent's belief over the given axes, as `SparseBelief.marginal`."""
+        return [belief.marginal(axis) for belief in self]
+
     def sample(self, rng: Any = None) -> NDArray[np.intp]:
         """(n,) flat indices: a state drawn for each agent. `rng` is a Generator or a seed. O(nnz)."""
         draws = np.random.default_rng(rng).random(len(self))
@@ -337,10 +370,75 @@ class Population:
     def _of_rows(self, function: Any, dtype: Any, *arguments: NDArray[Any]) -> NDArray[Any]:
         """A function of the CSR record of every chunk, and of its agents' share of arguments."""
         found = np.empty(len(self), dtype)
-        for k, chunk in enumerate(self._chunks):
-            agents = slice(k * CHUNK, k * CHUNK + chunk.n_rows)
-            found[agents] = function(*chunk.entries(), *(argument[agents] for argument in arguments))
+        for agents, record in self._records():
+            found[agents] = function(*record, *(argument[agents] for argument in arguments))
         return found
+
+    def _records(self) -> Iterator[tuple[slice, tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]]]:
+        """Chunk by chunk: which agents, and their beliefs as a CSR record."""
+        for k, chunk in enumerate(self._chunks):
+            yield slice(k * CHUNK, k * CHUNK + chunk.n_rows), chunk.entries()
+
+    # ---- as a file
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file for `open`, under a temporary name until it is whole; the model is not in it. O(nbytes)."""
+        records = [chunk.entries() for chunk in self._chunks]
+        empty = np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, self.model.dtype)
+        counts = [np.diff(offsets) for offsets, _, _ in records]
+        buffers = {
+            "offsets": np.concatenate([empty[0], np.cumsum(np.concatenate([[], *counts]), dtype=np.int64)]),
+            "states": np.concatenate([empty[1], *(states for _, states, _ in records)]),
+            "values": np.concatenate([empty[2], *(values for _, _, values in records)]),
+            "pruned_mass": np.concatenate([np.zeros(0), *(chunk.pruned() for chunk in self._chunks)]),
+        }
+        header = {"model": self.model.digest, "shape": list(self._template.shape)}
+        write_arrays(path, {**header, "prune": self.prune, "max_states": self.max_states}, buffers)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], model: Model, *, threads: int | None = None) -> Self:
+        """The population that `save` wrote, over the same model. O(nbytes).
+
+        Raises CorruptData for a file that is truncated, damaged or no population, ValueError for another model.
+        """
+        _check_model(model)
+
+        def build(header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> tuple[str, Any]:
+            if header.keys() != {"model", "shape", "prune", "max_states"}:
+                raise ValueError(f"header {sorted(header)} of no population")
+            population = cls.__new__(cls)
+            if header["model"] == model.digest:
+                template = SparseBelief.uniform(tuple(header["shape"]), dtype=model.dtype)
+                population._begin(model, template, header["prune"], header["max_states"], threads)
+                population._chunks = population._filled(**buffers)
+            return header["model"], population
+
+        digest, population = read_arrays(path, build)
+        if digest != model.digest:
+            raise ValueError(f"{path}: a population over the model {digest}; this one is {model.digest}")
+        made: Self = population
+        return made
+
+    def _filled(
+        self,
+        offsets: NDArray[np.int64],
+        states: NDArray[np.int32],
+        values: NDArray[Any],
+        pruned_mass: NDArray[np.float64],
+    ) -> list[CoreChunk]:
+        """New chunks of what `save` wrote."""
+        chunks = []
+        if len(offsets) != len(pruned_mass) + 1 or offsets[0] != 0 or (np.diff(offsets) < 1).any():
+            raise ValueError(f"{len(offsets)} offsets of {len(pruned_mass)} agents")
+        for first in range(0, len(pruned_mass), CHUNK):
+            part = offsets[first : first + CHUNK + 1]
+            entries = slice(part[0], part[-1])
+            chunk = CoreChunk(len(part) - 1, self.model.n_states, self.model.dtype)
+            chunk.fill(part - part[0], states[entries], values[entries], pruned_mass[first : first + CHUNK])
+            chunks.append(chunk)
+        if offsets[-1] != len(states):
+            raise ValueError(f"{len(states)} states given for offsets up to {offsets[-1]}")
+        return chunks
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} agents, n_states={self.model.n_states}, nbytes={self.nbytes})"

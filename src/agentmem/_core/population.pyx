@@ -14,13 +14,13 @@ from libc.string cimport memcpy
 
 import numpy as np
 
-from agentmem._core.array cimport index_offset, item_size, make_block, payload_size, value_offset
+from agentmem._core.array cimport index_offset, item_size, make_block, payload_size, smallest_storage, value_offset
 from agentmem._core.belief cimport CoreBelief
 from agentmem._core.model cimport CoreModel
 from agentmem._core.scratch cimport Workspace, borrow, give_back
 from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, evidence_of, list_entries, rescale,
                                   write_block)
-from agentmem._core.types cimport NO_EVIDENCE, NO_MEMORY, NORMALIZED
+from agentmem._core.types cimport NO_EVIDENCE, NO_MEMORY, NORMALIZED, PAIRS
 
 cnp.import_array()
 
@@ -246,6 +246,58 @@ cdef class CoreChunk:
             self.rows[first + k].offset = self.used
             self.pruned_mass[first + k] = other.pruned_mass[wanted[k]]
             self.used += padded(size)
+
+    def fill(self, offsets, states, values, pruned_mass):
+        """Make the rows of a CSR record the beliefs of a chunk that has none yet: what `entries` gave, checked.
+
+        offsets : (n_rows + 1,) int64; states : int32, ascending in a row; values : of the chunk's dtype, above zero;
+        pruned_mass : (n_rows,) float64.
+        """
+        cdef const int64_t[::1] starts = np.array(offsets, dtype=np.int64)
+        cdef const int32_t[::1] places = np.array(states, dtype=np.int32)
+        cdef const double[::1] mass = np.array(values, dtype=np.float64)
+        cdef const double[::1] pruned = np.array(pruned_mass, dtype=np.float64)
+        cdef Py_ssize_t k, e, n, size, item = item_size(self.type_num)
+        cdef Posterior posterior
+        cdef Plan plan
+        if starts.shape[0] != self.n_rows + 1 or pruned.shape[0] != self.n_rows or places.shape[0] != mass.shape[0]:
+            raise ValueError(f"{starts.shape[0]} offsets, {pruned.shape[0]} pruned masses, {places.shape[0]} states and "
+                             f"{mass.shape[0]} values given for {self.n_rows} agents")
+        if starts[0] != 0 or starts[self.n_rows] != places.shape[0]:
+            raise ValueError(f"offsets from {starts[0]} to {starts[self.n_rows]} given for {places.shape[0]} states")
+        for k in range(self.n_rows):
+            if self.rows[k].n_stored >= 0:
+                raise ValueError(f"row {k} has a belief already")
+            if starts[k + 1] <= starts[k] or starts[k + 1] > places.shape[0]:
+                raise ValueError(f"row {k}: offsets {starts[k]} to {starts[k + 1]} given; expected at least one state")
+            if not 0 <= pruned[k] < INFINITY:
+                raise ValueError(f"row {k}: pruned mass {pruned[k]} given")
+            for e in range(starts[k], starts[k + 1]):
+                if places[e] < 0 or places[e] >= self.n_cells or (e > starts[k] and places[e] <= places[e - 1]):
+                    raise ValueError(f"row {k}: state {places[e]} given; expected ascending ones below {self.n_cells}")
+                if not 0 < mass[e] < INFINITY:
+                    raise ValueError(f"row {k}: value {mass[e]} given; expected finite and above 0")
+        for k in range(self.n_rows):
+            n = starts[k + 1] - starts[k]
+            posterior.found, posterior.mass, posterior.n = &places[starts[k]], <double*> &mass[starts[k]], n
+            plan.kept, plan.kept_mass, plan.threshold = n, 1.0, 0.0
+            plan.storage = smallest_storage(PAIRS, n, self.n_cells, item)
+            size = payload_size(plan.storage, n, self.n_cells, item)
+            if not ensure(self, padded(size)):
+                raise MemoryError
+            write_block(&posterior, &plan, self.n_cells, self.type_num, self.buffer + self.used)
+            self.rows[k].offset, self.rows[k].n_stored = self.used, <int32_t> n
+            self.rows[k].storage, self.rows[k].is_measure = plan.storage, 1
+            self.pruned_mass[k] = pruned[k]
+            self.used += padded(size)
+        self.trim()
+
+    def pruned(self):
+        """(n_rows,) float64: what pruning took from each agent so far."""
+        taken = np.empty(self.n_rows)
+        for k in range(self.n_rows):
+            taken[k] = self.pruned_mass[k]
+        return taken
 
     def step(self, CoreModel model not None, actions, observations, double relative, Py_ssize_t most):
         """All agents by one action and observation (-1: none) each: the new chunk, and each one's log-evidence.
