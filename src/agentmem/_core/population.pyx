@@ -18,7 +18,7 @@ from agentmem._core.array cimport index_offset, item_size, make_block, payload_s
 from agentmem._core.belief cimport CoreBelief
 from agentmem._core.model cimport CoreModel
 from agentmem._core.scratch cimport Workspace, borrow, give_back
-from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, evidence_of, list_entries, rescale,
+from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, evidence_of, foresee, list_entries, rescale,
                                   write_block)
 from agentmem._core.types cimport NO_EVIDENCE, NO_MEMORY, NORMALIZED, PAIRS
 
@@ -57,7 +57,7 @@ cdef int step_rows(CoreChunk old, CoreChunk new, CoreModel model, const Py_ssize
 
     Returns 0, or the status of the row `at` that failed otherwise.
     """
-    cdef Py_ssize_t k, size
+    cdef Py_ssize_t k, ahead, size
     cdef Source source
     cdef Posterior posterior
     cdef Plan plan
@@ -65,6 +65,10 @@ cdef int step_rows(CoreChunk old, CoreChunk new, CoreModel model, const Py_ssize
     cdef int status
     for k in range(old.n_rows):
         at[0] = k
+        for ahead in range(2, 0, -1):
+            if k + ahead < old.n_rows:
+                read_row(old.buffer, &old.rows[k + ahead], old.n_cells, old.type_num, &source)
+                foresee(&source, model, actions[k + ahead], observations[k + ahead], ahead == 1)
         read_row(old.buffer, &old.rows[k], old.n_cells, old.type_num, &source)
         posterior.source_exponent = rescale(&source, old.type_num, old.rows[k].is_measure)
         status = advance(&source, model, actions[k], observations[k], relative, most, w, &posterior, &plan)

@@ -57,3 +57,5 @@ cdef void weigh(const value_t* weights, bint per_entry, Posterior* out) noexcept
 cdef int rescale(Source* source, int type_num, int is_measure) noexcept nogil
 cdef void list_entries(const value_t* mass, const Source* source, int32_t* states, value_t* values) noexcept nogil
 cdef double sum_lanes(const double* lanes) noexcept nogil
+cdef void foresee(const Source* source, CoreModel model, Py_ssize_t action, Py_ssize_t observation,
+                  bint rows) noexcept nogil
