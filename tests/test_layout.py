@@ -30,6 +30,7 @@ ROOMS = [
     "model",
     "history",
     "observations",
+    "policy",
     "population",
     "sharing",
     "spill",

@@ -313,6 +313,91 @@ def test_agents_come_and_go():
     assert snapshot(population) == before
 
 
+# ---- active inference
+
+POLICIES = [[0, 0], [0, 1], [1, 0], [1, 1], [1]]
+
+
+def told_apart(dtype=np.float64, n_agents=13, threads=None):
+    model = model_of(dtype, seen=3)
+    population = am.Population(model, n_agents, prune=0.0, threads=threads)
+    population.update(*(s[0] for s in streams(model, n_agents, 1, silence=0)), on_impossible="predict")
+    return population
+
+
+@dtypes
+@pytest.mark.parametrize("preferences", [[0.0, 2.0, -1.0, 0.5], np.arange(8.0).reshape(4, 2)], ids=["flat", "by time"])
+@pytest.mark.parametrize(("utility", "information"), [(True, True), (True, False), (False, True)])
+def test_policies_are_worth_what_dense_loops_say(dtype, preferences, utility, information):
+    population = told_apart(dtype)
+    model = population.model
+    C = np.asarray(preferences).reshape(4, -1)
+    T, Z = [model.transition(a).toarray().astype(float) for a in range(2)], model.observation(0).toarray().astype(float)
+    lnC = np.log(np.exp(C) / np.exp(C).sum(axis=0) + 1e-16)
+    G = population.expected_free_energy(
+        POLICIES, preferences, use_utility=utility, use_states_info_gain=information
+    )
+    for row, belief in zip(G, population, strict=True):
+        value = (Z @ lnC).T if utility else None
+        p = belief.to_dense().astype(float)
+        expected = reference.expected_free_energy(p, T, [Z], POLICIES, value=value, information=information)
+        np.testing.assert_allclose(row, expected, atol=1e-11 if dtype == np.float64 else 1e-5)
+
+
+def test_worth_does_not_depend_on_threads_or_the_form_of_policies():
+    one, two = told_apart(threads=1), told_apart(threads=3)
+    policies = np.array(POLICIES[:4])
+    G = one.expected_free_energy(policies, np.arange(4.0))
+    assert G.tolist() == two.expected_free_energy(policies[:, :, np.newaxis], np.arange(4.0)).tolist()
+
+
+def test_agents_act_by_their_policies():
+    population = told_apart(n_agents=40)
+    preferences = [0.0, 2.0, -1.0, 0.5]
+    G = population.expected_free_energy(POLICIES, preferences)
+    q_pi = np.exp(4 * (G - G.max(axis=1, keepdims=True)))
+    q_pi /= q_pi.sum(axis=1, keepdims=True)
+    second = q_pi[:, 2:].sum(axis=1)
+    assert population.act(POLICIES, preferences, gamma=4.0).tolist() == (second > 0.5).astype(int).tolist()
+    draws = [population.act(POLICIES, preferences, gamma=4.0, alpha=1.0, action_selection="stochastic", rng=k)
+             for k in range(400)]
+    assert draws[3].tolist() == population.act(
+        POLICIES, preferences, gamma=4.0, alpha=1.0, action_selection="stochastic", rng=3
+    ).tolist()
+    np.testing.assert_allclose(np.mean(draws, axis=0), second, atol=0.12)
+
+
+def test_of_equal_actions_one_is_drawn():
+    model = am.Model([np.eye(2)] * 3, np.eye(2))
+    population = am.Population(model, 600)
+    drawn = np.bincount(population.act([[0], [1], [2]], [0.0, 0.0], rng=0), minlength=3)
+    assert (abs(drawn - 200) < 60).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"policies": []}, "no policies given"),
+        ({"policies": [[0], [2]]}, "policy 1 has controls beyond"),
+        ({"policies": [[]]}, "policy 0"),
+        ({"policies": [[0.5]]}, "whole numbers"),
+        ({"preferences": [0.0, 1.0]}, r"preferences of shape \(2,\) given; expected \(4,\)"),
+        ({"preferences": np.zeros((4, 1))}, r"expected \(4,\) or \(4, 2\)"),
+        ({"preferences": [0.0, 1.0, np.nan, 0.0]}, "preferences with nan"),
+        ({"action_selection": "best"}, "action_selection='best' given"),
+    ],
+)
+def test_wrong_plans_are_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        told_apart().act(**({"policies": POLICIES, "preferences": np.zeros(4)} | wrong))
+
+
+def test_planning_needs_observations_that_do_not_depend_on_the_action():
+    model = am.Model([np.eye(2)] * 2, [np.eye(2), np.eye(2)[::-1]])
+    with pytest.raises(ValueError, match="observations depend on the action"):
+        am.Population(model, 2).expected_free_energy([[0]], [0.0, 0.0])
+
+
 # ---- as a file
 
 

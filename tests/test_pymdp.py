@@ -1157,3 +1157,16 @@ def test_readings_that_are_no_ints_say_so(reading):
     A, B = one_factor(np.random.default_rng(37), n_states=4, n_obs=(3, 2))
     with pytest.raises(TypeError, match=r"modality 1: observation .* given; expected an int"):
         SparseAgent(A, B).infer_states([0, reading])
+
+
+def test_a_population_plans_as_its_agents():
+    A, B = one_factor(np.random.default_rng(38), n_states=9, n_obs=(4,))
+    C = np.array([0.0, 1.0, 3.0, -1.0])
+    model = am.Model.from_pymdp(A, B)
+    agents = [SparseAgent.from_model(model, C=C, policy_len=2) for _ in range(4)]
+    population = am.Population.from_beliefs(
+        model, [agent.infer_states([k])[0] for k, agent in enumerate(agents)], prune=0.0
+    )
+    policies = [policy[:, 0] for policy in agents[0].policies]
+    expected = [agent.infer_policies()[1] for agent in agents]
+    np.testing.assert_allclose(population.expected_free_energy(policies, C), expected, atol=1e-12)

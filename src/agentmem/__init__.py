@@ -10,6 +10,7 @@ The house, in import order:
 ``belief``             `SparseBelief`: a `SparseArray` that is a measure, with the filter verbs
 ``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps
 ``model``              `Model`: transition and observation tables with a prior, shared by all beliefs
+``policy``             policies as a tree, and what sensors and preferences make of them
 ``population``         `Population`: the beliefs of many agents over one model, stepped together
 ``sharing``            `ModelPool`: equal models of a process as one object
 ``profiler``           what a change costs and saves, measured (not imported here)

@@ -577,7 +577,7 @@ def _scale_rows(rows: csr_matrix) -> NDArray[np.int32]:
     return exponents
 
 
-def as_table(rows: csr_matrix, dtype: np.dtype[Any], exponents: NDArray[np.int32] | None = None) -> Table:
+def as_table(rows: csr_matrix | csr_array, dtype: np.dtype[Any], exponents: NDArray[np.int32] | None = None) -> Table:
     """The smaller of CSR and dense; takes the rows' arrays over where it can."""
     rows.data = rows.data.astype(dtype, copy=False)
     rows.eliminate_zeros()  # what the dtype cannot hold

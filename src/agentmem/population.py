@@ -10,19 +10,22 @@ import operator
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agentmem._core import CoreChunk
+from agentmem._core import CoreChunk, CoreSensors
 from agentmem.belief import SparseBelief
 from agentmem.errors import ImpossibleObservation
 from agentmem.files import read_arrays, write_arrays
 from agentmem.model import Model
+from agentmem.policy import EPSILON, Tree, log_preferences, sensors_of, softmax
 
+Part = TypeVar("Part")
+Done = TypeVar("Done")
 OnImpossible = Literal["raise", "predict", "likelihood"]
 
 CHUNK = 2048  # agents: enough that a chunk's Python is lost in its work, few enough to fit in a cache, old and new
@@ -66,7 +69,9 @@ class Population:
     array([0.895, 0.105])
     """
 
-    __slots__ = ("__weakref__", "_chunks", "_template", "_writing", "max_states", "model", "prune", "threads")
+    __slots__ = (
+        "__weakref__", "_chunks", "_sensors", "_template", "_writing", "max_states", "model", "prune", "threads",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -122,6 +127,7 @@ class Population:
         self._template = template  # of shape, dtype and class
         self._check_belief(template)
         template.prune_below = prune
+        self._sensors: CoreSensors | None = None
         self._writing = threading.Lock()
 
     def _check_belief(self, belief: SparseBelief) -> None:
@@ -185,6 +191,87 @@ class Population:
             self._chunks = [chunk for chunk, _ in stepped]
         return evidence
 
+    # ---- active inference
+
+    def expected_free_energy(
+        self,
+        policies: Sequence[ArrayLike],
+        preferences: ArrayLike,
+        *,
+        use_utility: bool = True,
+        use_states_info_gain: bool = True,
+    ) -> NDArray[np.float64]:
+        """The negative expected free energy of each policy to each agent, as pymdp's G: the higher, the better.
+
+        Parameters
+        ----------
+        policies : sequence of int sequences, or (n_policies, policy_len) ints
+            The actions of each.
+        preferences : (O,) or (O, policy_len) array_like
+            Relative log-probabilities of what agents would like to observe (C).
+        use_utility, use_states_info_gain : bool
+            Which of its two parts count: preferences met, and information on states gained.
+
+        Returns
+        -------
+        (n, n_policies) float64
+
+        Notes
+        -----
+        O(entries of T and O in the rows of all predicted supports), on `threads` threads without the GIL. What agents
+        share (observations by states) is made at the first call and kept.
+        """
+        tree = Tree.of([np.reshape(policy, (-1, 1)) for policy in policies], [self.model.n_actions])
+        if self._sensors is None:
+            self._sensors = sensors_of(self.model)
+        sensors = self._sensors
+        value = None
+        if use_utility:
+            logs = log_preferences(preferences, self.model.n_observations, tree.depth)
+            value = np.array([sensors.expectation(0, row) for row in logs])
+
+        def weigh(chunk: CoreChunk) -> NDArray[np.float64]:
+            offsets, states, mass = chunk.entries()
+            worth = sensors.worth(
+                states, mass, tree.depths, tree.actions[:, 0], offsets=offsets, value=value,
+                information=use_states_info_gain,
+            )  # fmt: skip
+            return worth[:, tree.ends]
+
+        found = self._on_threads(weigh, self._chunks)
+        return np.concatenate(found) if found else np.empty((0, len(tree.ends)))
+
+    def act(
+        self,
+        policies: Sequence[ArrayLike],
+        preferences: ArrayLike,
+        *,
+        gamma: float = 16.0,
+        alpha: float = 16.0,
+        action_selection: Literal["deterministic", "stochastic"] = "deterministic",
+        rng: Any = None,
+        **options: bool,
+    ) -> NDArray[np.intp]:
+        """Choose an action for each agent by the expected free energy of policies; (n,) ints.
+
+        An action is as probable as the policies that begin with it, each of softmax(gamma G). Deterministic selection
+        takes the most probable, of equals (within 1e-8) one by lot; stochastic selection draws from the probabilities
+        to the power of alpha. `rng` is a Generator or a seed; `options` are those of `expected_free_energy`.
+        """
+        if action_selection not in ("deterministic", "stochastic"):
+            raise ValueError(f"action_selection={action_selection!r} given; expected 'deterministic' or 'stochastic'")
+        q_pi = softmax(gamma * self.expected_free_energy(policies, preferences, **options))
+        first = np.array([np.ravel(policy)[0] for policy in policies], dtype=np.intp)
+        p = q_pi @ np.eye(self.model.n_actions)[first]
+        if action_selection == "deterministic":
+            weights = (p >= p.max(axis=1, keepdims=True) - 1e-8).astype(np.float64)
+        else:
+            weights = softmax(alpha * np.log(p + EPSILON))
+        before = np.cumsum(weights, axis=1)
+        drawn = np.random.default_rng(rng).random((len(self), 1)) * before[:, -1:]
+        chosen = (before <= drawn).sum(axis=1)
+        return np.asarray(np.minimum(chosen, self.model.n_actions - 1), dtype=np.intp)
+
     def _step_chunks(self, a: NDArray[np.intp], o: NDArray[np.intp]) -> list[tuple[CoreChunk, NDArray[np.float64]]]:
         model, prune, most = self.model, self.prune, self.max_states or 0
 
@@ -193,13 +280,17 @@ class Population:
             agents = slice(k * CHUNK, k * CHUNK + chunk.n_rows)
             return chunk.step(model, a[agents], o[agents], prune, most)
 
-        threads = min(self.threads or _available_cpus(), len(self._chunks))
+        return self._on_threads(step, list(enumerate(self._chunks)))
+
+    def _on_threads(self, function: Callable[[Part], Done], parts: Sequence[Part]) -> list[Done]:
+        """A function of every part, in order."""
+        threads = min(self.threads or _available_cpus(), len(parts))
         if threads <= 1:
-            return [step(place) for place in enumerate(self._chunks)]
+            return [function(part) for part in parts]
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(threads) as pool:  # 0.1 ms to start, which the second chunk is worth
-            return list(pool.map(step, enumerate(self._chunks)))
+            return list(pool.map(function, parts))
 
     def _per_agent(self, given: ArrayLike, name: str, lowest: int, end: int) -> NDArray[np.intp]:
         """One number for each agent, in range."""

@@ -19,11 +19,12 @@ class CoreSensors:
     def likelihood(self, modality: int, observation: int, states: NDArray[np.intp]) -> NDArray[np.float64]: ...
     def worth(
         self,
-        states: NDArray[np.intp],
-        mass: NDArray[np.float64],
+        states: NDArray[Any],
+        mass: NDArray[Any],
         depths: NDArray[np.int32],
         actions: NDArray[np.int32],
         *,
+        offsets: NDArray[np.int64] | None = None,
         value: NDArray[np.float64] | None = None,
         extra: NDArray[np.float64] | None = None,
         information: bool = True,

@@ -313,17 +313,19 @@ cdef class CoreSensors:
                 out[k] = entry(table, <const float*> table.values, states[k], <int32_t> observation)
         return out.base
 
-    def worth(self, const Py_ssize_t[::1] states not None, const double[::1] mass not None, depths, actions, *,
-              const double[:, ::1] value=None, const double[::1] extra=None, bint information=True):
-        """What the way to each node of a tree of policies is worth.
+    def worth(self, states, mass, depths, actions, *, offsets=None, const double[:, ::1] value=None,
+              const double[::1] extra=None, bint information=True):
+        """What the way to each node of a tree of policies is worth, from one belief or from several.
 
         Parameters
         ----------
-        states : (n,) intp, ascending
-        mass : (n,) float64
+        states : (n,) intp or int32, ascending
+        mass : (n,) float64 or float32
             The belief from which the policies start.
         depths, actions : (n_nodes,) int32
             The tree in depth-first order: how many actions lead to each node, and the last of them.
+        offsets : (n_beliefs + 1,) int64, optional
+            `states` and `mass` are of several beliefs: offsets[k] to offsets[k + 1] of belief k.
         value : (1 or greatest depth, n_states) float64, optional
             What being in a state is worth; one row for all depths, or one each.
         extra : (n_states,) float64, optional
@@ -333,32 +335,29 @@ cdef class CoreSensors:
 
         Returns
         -------
-        (n_nodes,) float64
+        (n_nodes,) float64; with offsets (n_beliefs, n_nodes)
 
         Notes
         -----
         O(entries of the tables in the rows of every level's support). Releases the GIL; can be interrupted.
         """
-        cdef Py_ssize_t n_states = self.model.n_states, n = states.shape[0], n_nodes
-        cdef Py_ssize_t k, m, deepest = 0, widest = n_states
-        cdef Py_ssize_t at = 0
+        # Copies: no other thread writes to them while the kernel believes them checked.
+        cdef const int32_t[::1] depth_of = np.array(depths), action_of = np.array(actions)
+        cdef const Py_ssize_t[::1] places = copy_of(states, (np.intp, np.int32), "states")
+        cdef const double[::1] masses = copy_of(mass, (np.float64, np.float32), "mass")
+        cdef const int64_t[::1] starts = (np.array([0, len(places)], np.int64) if offsets is None
+                                          else copy_of(offsets, (np.int64,), "offsets"))
+        cdef Py_ssize_t n_states = self.model.n_states, n_nodes = depth_of.shape[0], n_beliefs = starts.shape[0] - 1
+        cdef Py_ssize_t b, k, m, n, deepest = 0, widest = n_states, at
+        cdef double[:, ::1] worth
         cdef Preference preference
         cdef Workspace* w
         cdef Level* levels
-        cdef int status
-        # Copies: no other thread writes to them while the kernel believes them checked.
-        cdef const int32_t[::1] depth_of = np.array(depths), action_of = np.array(actions)
+        cdef int status = 0
         check_tree(depth_of, action_of, self.model.n_actions)
-        n_nodes = depth_of.shape[0]
+        check_beliefs(starts, places, masses, n_states)
         for k in range(n_nodes):
             deepest = max(deepest, <Py_ssize_t> depth_of[k])
-        if mass.shape[0] != n:
-            raise ValueError(f"{n} states with {mass.shape[0]} masses given")
-        for k in range(n):
-            if states[k] < 0 or states[k] >= n_states or (k > 0 and states[k] <= states[k - 1]):
-                raise ValueError(f"state {states[k]} given; expected ascending ones from 0 to {n_states - 1}")
-            if not (mass[k] >= 0 and mass[k] < INFINITY):
-                raise ValueError(f"mass {mass[k]} of state {states[k]} given; expected finite and not negative")
         preference.value = preference.extra = preference.ambiguity = NULL
         preference.stride = 0
         if value is not None:
@@ -374,32 +373,35 @@ cdef class CoreSensors:
             preference.extra = &extra[0]
         if information:
             preference.ambiguity = <const double*> cnp.PyArray_DATA(self.ambiguities)
-        out = np.empty(n_nodes)
-        if n_nodes == 0:
-            return out
-        cdef double[::1] worth = out
+        out = np.empty((n_beliefs, n_nodes))
+        if n_nodes == 0 or n_beliefs == 0:
+            return out[0] if offsets is None else out
+        worth = out
         for m in range(self.n_modalities):
             widest = max(widest, self.tables[m].n_columns)
         levels = <Level*> PyMem_RawCalloc(deepest + 2, sizeof(Level))  # the root, one each depth, the observations
         w = borrow(widest)
         try:
-            if levels == NULL or w == NULL or make_room(&levels[0], max(<Py_ssize_t> 1, n)) != 0:
+            if levels == NULL or w == NULL:
                 raise MemoryError
-            levels[0].n = n
-            for k in range(n):
-                levels[0].places[k] = <int32_t> states[k]
-                levels[0].mass[k] = mass[k]
-            while True:
-                with nogil:
-                    status = walk(self.model.tables, self.model.transition_of, self.tables, self.n_modalities,
-                                  self.model.type_num == cnp.NPY_DOUBLE, &depth_of[0], &action_of[0], n_nodes,
-                                  &preference, w, levels, &levels[deepest + 1], &worth[0], &at)
-                if status != PAUSED:
-                    break
-                PyErr_CheckSignals()
-            if status != 0:
-                raise MemoryError
-            return out
+            for b in range(n_beliefs):
+                n = starts[b + 1] - starts[b]
+                if make_room(&levels[0], max(<Py_ssize_t> 1, n)) != 0:
+                    raise MemoryError
+                levels[0].n, at, status = n, 0, PAUSED
+                for k in range(n):
+                    levels[0].places[k] = <int32_t> places[starts[b] + k]
+                    levels[0].mass[k] = masses[starts[b] + k]
+                while status == PAUSED:
+                    with nogil:
+                        status = walk(self.model.tables, self.model.transition_of, self.tables, self.n_modalities,
+                                      self.model.type_num == cnp.NPY_DOUBLE, &depth_of[0], &action_of[0], n_nodes,
+                                      &preference, w, levels, &levels[deepest + 1], &worth[b, 0], &at)
+                    if status == PAUSED or b & 0xff == 0xff:
+                        PyErr_CheckSignals()
+                if status != 0:
+                    raise MemoryError
+            return out[0] if offsets is None else out
         finally:
             if w != NULL:
                 give_back(w)
@@ -408,6 +410,32 @@ cdef class CoreSensors:
                     PyMem_RawFree(levels[k].places)
                     PyMem_RawFree(levels[k].mass)
                 PyMem_RawFree(levels)
+
+
+cdef copy_of(array, tuple kinds, str name):
+    """A contiguous copy in the first of these dtypes of an array in any of them."""
+    if not isinstance(array, np.ndarray) or array.dtype not in kinds:
+        raise TypeError(f"{name} of {getattr(array, 'dtype', type(array).__name__)} given; expected an ndarray of "
+                        f"{' or '.join([kind.__name__ for kind in kinds])}")
+    return np.array(array, dtype=kinds[0], order="C")
+
+
+cdef int check_beliefs(const int64_t[::1] starts, const Py_ssize_t[::1] states, const double[::1] mass,
+                       Py_ssize_t n_states) except -1:
+    cdef Py_ssize_t b, k
+    if mass.shape[0] != states.shape[0]:
+        raise ValueError(f"{states.shape[0]} states with {mass.shape[0]} masses given")
+    if starts.shape[0] < 1 or starts[0] != 0 or starts[starts.shape[0] - 1] != states.shape[0]:
+        raise ValueError(f"offsets that do not go from 0 to {states.shape[0]} given")
+    for b in range(starts.shape[0] - 1):
+        if starts[b + 1] < starts[b] or starts[b + 1] > states.shape[0]:
+            raise ValueError(f"belief {b}: offsets {starts[b]} to {starts[b + 1]} given; expected ascending ones")
+        for k in range(starts[b], starts[b + 1]):
+            if states[k] < 0 or states[k] >= n_states or (k > starts[b] and states[k] <= states[k - 1]):
+                raise ValueError(f"state {states[k]} given; expected ascending ones from 0 to {n_states - 1}")
+            if not (mass[k] >= 0 and mass[k] < INFINITY):
+                raise ValueError(f"mass {mass[k]} of state {states[k]} given; expected finite and not negative")
+    return 0
 
 
 cdef int check_tree(const int32_t[::1] depths, const int32_t[::1] actions, Py_ssize_t n_actions) except -1:

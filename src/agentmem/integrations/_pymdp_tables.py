@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,10 @@ from agentmem.array import SparseArray
 from agentmem.belief import SparseBelief
 from agentmem.errors import ImpossibleObservation
 from agentmem.model import Model, as_matrix, as_table
+from agentmem.policy import NEGLIGIBLE, Tree
 
 ObjectArray = NDArray[Any]  # of dtype object, as pymdp holds one item per factor or modality
 
-NEGLIGIBLE = np.exp(-16)  # to pymdp, a joint state below it gains no information; added inside that log
 
 
 # Below this share of a belief's largest entry is what pymdp's 1e-16 inside logs put there, divided by the evidence.
@@ -39,39 +39,6 @@ DUST = 1e-12
 
 def without_dust(q: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(q > DUST * q.max(), q, 0)
-
-
-class Tree:
-    """Policies as a tree of their beginnings, in depth-first order."""
-
-    __slots__ = ("actions", "depth", "depths", "ends")
-
-    def __init__(self, depths: NDArray[np.int32], actions: NDArray[np.int32], ends: NDArray[np.intp]) -> None:
-        self.depths = depths      # (n_nodes,): how many actions lead to the node
-        self.actions = actions    # (n_nodes, n_factors): the last of them
-        self.ends = ends          # (n_policies,): the node of each whole policy
-        self.depth = int(depths.max(initial=0))
-
-    @classmethod
-    def of(cls, policies: Sequence[NDArray[Any]], num_controls: Sequence[int]) -> Self:
-        for k, policy in enumerate(policies):
-            given = np.asarray(policy)
-            if not np.array_equal(given, given.astype(int)):
-                raise ValueError(f"policy {k} of {given.ravel()} given; expected whole numbers")
-            if given.ndim != 2 or given.shape[1] != len(num_controls) or not len(given):
-                raise ValueError(f"policy {k} of shape {given.shape} given; expected (policy_len, {len(num_controls)})")
-            if not ((given >= 0) & (given < num_controls)).all():
-                raise ValueError(f"policy {k} has controls beyond {list(num_controls)}")
-        paths = [tuple(map(tuple, np.asarray(policy, dtype=int).tolist())) for policy in policies]
-        nodes = sorted({path[:k] for path in paths for k in range(1, len(path) + 1)})  # a beginning before its ends
-        if not nodes:
-            raise ValueError("no policies given; expected at least one")
-        place = {path: k for k, path in enumerate(nodes)}
-        return cls(
-            np.array([len(path) for path in nodes], dtype=np.int32),
-            np.array([path[-1] for path in nodes], dtype=np.int32),
-            np.array([place[path] for path in paths], dtype=np.intp),
-        )
 
 
 class OneFactor:

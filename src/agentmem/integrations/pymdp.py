@@ -27,13 +27,13 @@ from agentmem.integrations._pymdp_tables import (
     Factors,
     ObjectArray,
     OneFactor,
-    Tree,
     is_table,
     object_array,
     read_tables,
     without_dust,
 )
 from agentmem.model import Model
+from agentmem.policy import Tree
 
 OnImpossible = Literal["raise", "pymdp"]
 
