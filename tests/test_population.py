@@ -620,7 +620,7 @@ def test_a_chunk_trusts_nobody():
     chunk = am._core.CoreChunk(3, 40, np.dtype(np.float64))
     belief = model.belief()
     with pytest.raises(ValueError, match="row 0 has no belief yet"):
-        chunk.step(model, [0] * 3, [0] * 3, 0.0, 0)
+        chunk.step(model, [0] * 3, [0] * 3, 0.0, 0, np.empty(3))
     with pytest.raises(ValueError, match="row 1 has no belief yet"):
         chunk.load(1, belief)
     for k in range(3):
@@ -633,13 +633,18 @@ def test_a_chunk_trusts_nobody():
     with pytest.raises(ValueError):
         chunk.load(0, am.SparseBelief.uniform(41))
     with pytest.raises(ValueError):
-        chunk.step(model_of(np.float32, seen=4), [0] * 3, [0] * 3, 0.0, 0)
+        chunk.step(model_of(np.float32, seen=4), [0] * 3, [0] * 3, 0.0, 0, np.empty(3))
     for actions, observations in (([0] * 2, [0] * 3), ([0] * 3, [[0]] * 3), ([9] * 3, [0] * 3), ([0] * 3, [9] * 3)):
         with pytest.raises(ValueError):
-            chunk.step(model, actions, observations, 0.0, 0)
+            chunk.step(model, actions, observations, 0.0, 0, np.empty(3))
     for relative, most in ((1.0, 0), (-0.1, 0), (math.nan, 0), (0.0, -1)):
         with pytest.raises(ValueError):
-            chunk.step(model, [0] * 3, [0] * 3, relative, most)
+            chunk.step(model, [0] * 3, [0] * 3, relative, most, np.empty(3))
+    locked = np.empty(3)
+    locked.flags.writeable = False
+    for evidence in (np.empty(2), np.empty((3, 1)), np.empty(6)[::2], np.empty(3, np.float32), locked, None):
+        with pytest.raises((TypeError, ValueError)):
+            chunk.step(model, [0] * 3, [0] * 3, 0.0, 0, evidence)
     empty = am._core.CoreChunk(2, 40, np.dtype(np.float64))
     other = am._core.CoreChunk(1, 41, np.dtype(np.float64))
     wrong_takes = ((-1, chunk, [0]), (1, chunk, [0, 0]), (3, chunk, [0]), (0, chunk, [3]), (0, chunk, [-1]))

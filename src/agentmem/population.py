@@ -177,8 +177,8 @@ class Population:
         a = self._per_agent(actions, "action", 0, self.model.n_actions)
         o = self._per_agent(observations, "observation", -1, self.model.n_observations)
         with self._as_writer():
-            stepped = self._step_chunks(a, o)
-            evidence = np.concatenate([found for _, found in stepped]) if stepped else np.empty(0)
+            evidence = np.empty(len(self))
+            chunks = self._step_chunks(a, o, evidence)
             impossible = np.flatnonzero(evidence == -np.inf)
             if len(impossible) and on_impossible == "raise":
                 raise _impossible(impossible, a, o)
@@ -187,8 +187,8 @@ class Population:
                 belief.update(self.model, a[agent], o[agent], prune=self.prune, on_impossible=on_impossible)
                 if self.max_states is not None:
                     belief.prune(max_states=self.max_states)
-                stepped[agent // CHUNK][0].store(agent % CHUNK, belief)
-            self._chunks = [chunk for chunk, _ in stepped]
+                chunks[agent // CHUNK].store(agent % CHUNK, belief)
+            self._chunks = chunks
         return evidence
 
     # ---- active inference
@@ -272,13 +272,16 @@ class Population:
         chosen = (before <= drawn).sum(axis=1)
         return np.asarray(np.minimum(chosen, self.model.n_actions - 1), dtype=np.intp)
 
-    def _step_chunks(self, a: NDArray[np.intp], o: NDArray[np.intp]) -> list[tuple[CoreChunk, NDArray[np.float64]]]:
+    def _step_chunks(
+        self, a: NDArray[np.intp], o: NDArray[np.intp], evidence: NDArray[np.float64]
+    ) -> list[CoreChunk]:
+        """New chunks; each agent's log-evidence is written."""
         model, prune, most = self.model, self.prune, self.max_states or 0
 
-        def step(place: tuple[int, CoreChunk]) -> tuple[CoreChunk, NDArray[np.float64]]:
+        def step(place: tuple[int, CoreChunk]) -> CoreChunk:
             k, chunk = place
             agents = slice(k * CHUNK, k * CHUNK + chunk.n_rows)
-            return chunk.step(model, a[agents], o[agents], prune, most)
+            return chunk.step(model, a[agents], o[agents], prune, most, evidence[agents])
 
         return self._on_threads(step, list(enumerate(self._chunks)))
 

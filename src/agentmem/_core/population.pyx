@@ -303,8 +303,9 @@ cdef class CoreChunk:
             taken[k] = self.pruned_mass[k]
         return taken
 
-    def step(self, CoreModel model not None, actions, observations, double relative, Py_ssize_t most):
-        """All agents by one action and observation (-1: none) each: the new chunk, and each one's log-evidence.
+    def step(self, CoreModel model not None, actions, observations, double relative, Py_ssize_t most,
+             double[::1] evidence not None):
+        """All agents by one action and observation (-1: none) each: a new chunk; each one's log-evidence is written.
 
         Each keeps what is not below the `relative` share of its largest entry, and at `most` so many (0: any).
 
@@ -316,8 +317,9 @@ cdef class CoreChunk:
         cdef int status
         cdef CoreChunk new
         cdef Workspace* w
-        if a.shape[0] != self.n_rows or o.shape[0] != self.n_rows:
-            raise ValueError(f"{a.shape[0]} actions and {o.shape[0]} observations given for {self.n_rows} agents")
+        if a.shape[0] != self.n_rows or o.shape[0] != self.n_rows or evidence.shape[0] != self.n_rows:
+            raise ValueError(f"{a.shape[0]} actions, {o.shape[0]} observations and room for {evidence.shape[0]} evidences "
+                             f"given for {self.n_rows} agents")
         if model.n_states != self.n_cells or model.type_num != self.type_num:
             raise ValueError(f"model of {model.n_states} states and {model.dtype} given; expected {self.n_cells} and "
                              f"{self.dtype}")
@@ -331,24 +333,22 @@ cdef class CoreChunk:
                 raise ValueError(f"row {k}: action {a[k]} given; expected 0 to {model.n_actions - 1}")
             if o[k] < -1 or o[k] >= model.n_observations:
                 raise ValueError(f"row {k}: observation {o[k]} given; expected -1 to {model.n_observations - 1}")
-        evidence = np.empty(self.n_rows)
         if self.n_rows == 0:
-            return self, evidence
-        cdef double[::1] found = evidence
+            return self
         new = CoreChunk(self.n_rows, self.n_cells, self.dtype, self.used - self.holes)
         w = borrow(self.n_cells)
         if w == NULL:
             raise MemoryError
         self.stepping += 1
         with nogil:
-            status = step_rows(self, new, model, &a[0], &o[0], relative, most, w, &found[0], &at)
+            status = step_rows(self, new, model, &a[0], &o[0], relative, most, w, &evidence[0], &at)
         self.stepping -= 1
         give_back(w)
         if status == NO_MEMORY:
             raise MemoryError
         if status != 0:
             raise ValueError(f"row {at}: no probability is left: all of it underflowed")
-        return new.trim(), evidence
+        return new.trim()
 
     def trim(self):
         """Give back the room that is not used; returns the chunk."""
