@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import agentmem as am
-from reference import unchanged
+from agentmem import population
+from reference import content, unchanged
 
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"
 FOLDERS = {d.parent.name: d.parent for d in sorted(MODELS.glob("corpus/*/*/meta.json"))}
@@ -119,3 +120,41 @@ def test_a_step_back_after_an_impossible_observation_goes_on_as_if_nothing_had_h
             a, o = int(r["actions"][0][t]), int(r["observations"][0][t])
             assert b.update(model, a, o) == undisturbed.update(model, a, o)
         assert b.values.tobytes() == undisturbed.values.tobytes()
+
+
+def drawn(rng, matrix, rows):
+    """A column of each row of a CSR matrix, by its probabilities."""
+    before = np.append(0.0, np.cumsum(matrix.data, dtype=np.float64))
+    first, last = matrix.indptr[rows], matrix.indptr[rows + 1]
+    wanted = before[first] + rng.random(len(rows)) * (before[last] - before[first])
+    return matrix.indices[np.clip(np.searchsorted(before, wanted, side="right") - 1, first, last - 1)]
+
+
+@models
+@dtypes
+def test_a_population_is_its_beliefs(name, dtype, monkeypatch):
+    """200 agents, each on a walk of its own, with some readings missing and some beyond what they hold possible."""
+    monkeypatch.setattr(population, "CHUNK", 32)
+    model, n_agents, rng = model_of(name, dtype), 200, np.random.default_rng(0)
+    transitions = [model.transition(action) for action in range(model.n_actions)]
+    sensors = [model.observation(action) for action in range(model.n_actions)]
+    beliefs = [model.belief() for _ in range(n_agents)]
+    populations = [am.Population(model, n_agents, threads=threads) for threads in (1, 2, 3, 7)]
+    states = np.array([belief.sample(rng=rng) for belief in beliefs])
+    for _ in range(5):
+        actions, observations = rng.integers(model.n_actions, size=n_agents), np.empty(n_agents, np.intp)
+        for action in np.unique(actions):
+            chosen = actions == action
+            states[chosen] = drawn(rng, transitions[action], states[chosen])
+            observations[chosen] = drawn(rng, sensors[action], states[chosen])
+        observations[rng.random(n_agents) < 0.1] = -1
+        strange = rng.random(n_agents) < 0.02
+        observations[strange] = rng.integers(model.n_observations, size=strange.sum())
+        expected = [
+            belief.update(model, action, None if observation < 0 else observation, on_impossible="predict")
+            for belief, action, observation in zip(beliefs, actions.tolist(), observations.tolist(), strict=True)
+        ]
+        for agents in populations:
+            assert agents.update(actions, observations, on_impossible="predict").tolist() == expected
+    for agents in populations:
+        assert [content(b) for b in agents] == [content(b) for b in beliefs]
