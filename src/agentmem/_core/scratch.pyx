@@ -102,6 +102,23 @@ cdef Py_ssize_t list_touched(Workspace* w, Py_ssize_t n_states, int32_t* found) 
     return n
 
 
+cdef void clear_touched(Workspace* w, Py_ssize_t n_states) noexcept nogil:
+    """Make the marked sums and the marks zero again."""
+    cdef Py_ssize_t s, word_at, n_summary = n_words(n_words(n_states))
+    cdef uint64_t above, word
+    for s in range(n_summary):
+        above = w.summary[s]
+        w.summary[s] = 0
+        while above:
+            word_at = s * 64 + lowest_bit(above)
+            above &= above - 1
+            word = w.touched[word_at]
+            w.touched[word_at] = 0
+            while word:
+                w.sums[word_at * 64 + lowest_bit(word)] = 0
+                word &= word - 1
+
+
 cdef void clear(Workspace* w, Py_ssize_t n_states) noexcept nogil:
     """Make sums and marks zero again, whatever is in them."""
     memset(w.sums, 0, n_states * sizeof(double))

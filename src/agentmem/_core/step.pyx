@@ -19,7 +19,7 @@ from libc.string cimport memcpy, memset
 
 from agentmem._core.array cimport index_offset, item_size, smallest_storage, value_offset
 from agentmem._core.model cimport CoreModel, Table
-from agentmem._core.scratch cimport Workspace, clear, list_touched, make_room
+from agentmem._core.scratch cimport Workspace, clear, clear_touched, list_touched, make_room
 from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NORMALIZED, NOT_A_MEASURE, PAIRS, UNIFORM, value_t)
 
 cnp.import_array()
@@ -52,6 +52,7 @@ cdef double SMALLEST_FLOAT = 1.401298464324817e-45
 cdef enum:
     BLOCK = 256  # support entries that are decoded at a time, where the storage has no list of them
     AHEAD = 16   # rows that are prefetched ahead
+    FEW = 32     # states of a likelihood that are looked up rather than met in order: 370 to 320 ns an update of 6 states
 
 
 # ---- leaves: push
@@ -256,6 +257,29 @@ cdef void collect_marked(const value_t* weights, const Likelihood* L, Workspace*
     out.total = sum_lanes(lanes)
 
 
+cdef void collect_few(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
+                      Posterior* out) noexcept nogil:
+    """Gather the marked sums at the states that the likelihood lists, which are few, and clear all marked."""
+    cdef Py_ssize_t k, n = 0
+    cdef double v, largest = 0
+    cdef double[4] lanes
+    lanes[:] = [0, 0, 0, 0]
+    for k in range(L.n):
+        if k + AHEAD < L.n and L.states[k + AHEAD] - L.states[k] > 8 * AHEAD:  # scattered
+            prefetch(&w.sums[L.states[k + AHEAD]])
+        v = w.sums[L.states[k]] * weights[k]
+        if v > 0:
+            w.found[n] = L.states[k]
+            w.mass[n] = v
+            n += 1
+            lanes[L.states[k] & 3] += v
+            if v > largest:
+                largest = v
+    clear_touched(w, n_states)
+    out.found, out.mass, out.n, out.n_positive, out.largest = w.found, w.mass, n, n, largest
+    out.total = sum_lanes(lanes)
+
+
 cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
                          Posterior* out) noexcept nogil:
     """Gather the unmarked sums at the states that the likelihood lists, and clear all."""
@@ -341,7 +365,9 @@ cdef int predict_correct(const value_t* mass, const Source* source, const Table*
         if not make_room(w, bound if marked else L.n):
             clear(w, source.n_states)
             return NO_MEMORY
-        if marked:
+        if marked and L.states != NULL and (L.n <= min(bound, FEW) or 4 * L.n <= bound):
+            collect_few(weights, L, w, source.n_states, out)
+        elif marked:
             collect_marked(weights, L, w, source.n_states, out)
         else:
             collect_listed(weights, L, w, source.n_states, out)
