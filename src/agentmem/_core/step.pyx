@@ -20,7 +20,8 @@ from libc.string cimport memcpy, memset
 from agentmem._core.array cimport index_offset, item_size, smallest_storage, value_offset
 from agentmem._core.model cimport CoreModel, Table
 from agentmem._core.scratch cimport Workspace, clear, clear_touched, list_touched, make_room
-from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NORMALIZED, NOT_A_MEASURE, PAIRS, UNIFORM, value_t)
+from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NORMALIZED, NOT_A_MEASURE, PAIRS, UNIFORM,
+                                   value_t)
 
 cnp.import_array()
 
@@ -193,7 +194,8 @@ cdef Py_ssize_t push(const value_t* mass, const Source* source, const Table* T, 
         while done < source.n_states:
             n = source.n_states if source.storage == DENSE else min(<Py_ssize_t> BLOCK, source.n_states - done)
             if T.offsets == NULL:
-                push_dense_rows(mass if source.storage == DENSE else same, source.scale, NULL, done, n, T, w.sums, source_total)
+                push_dense_rows(mass if source.storage == DENSE else same, source.scale, NULL, done, n, T, w.sums,
+                                source_total)
             else:
                 met += push_rows(mass if source.storage == DENSE else same, source.scale, NULL, done, n, T, w.sums,
                                  w.touched, w.summary, source_total, False, False, False)
