@@ -1,3 +1,6 @@
+from agentmem._core.types cimport index_t
+
+
 cdef class CoreArray:
     cdef object __weakref__
     cdef Py_ssize_t n_cells           # product of the shape
@@ -20,3 +23,4 @@ cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept
 cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_cells,
                 int n_axes, int type_num)
 cdef CoreArray copy_array(CoreArray self)
+cdef Py_ssize_t find(const index_t* indices, Py_ssize_t n, Py_ssize_t wanted) noexcept nogil

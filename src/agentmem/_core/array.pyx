@@ -13,7 +13,7 @@ from sys import getsizeof
 
 import numpy as np
 
-from agentmem._core.types cimport BITMAP, DENSE, PAIRS, UNIFORM, index_t
+from agentmem._core.types cimport BITMAP, DENSE, PAIRS, UNIFORM, index_t, lowest_bit
 
 cnp.import_array()
 
@@ -33,17 +33,6 @@ cdef extern from *:
     }
     """
     object new_like "agentmem_new_like"(PyObject* self)
-
-cdef extern from *:
-    """
-    #if defined(_MSC_VER)
-    #include <intrin.h>
-    static int lowest_bit(unsigned long long w) { unsigned long i; _BitScanForward64(&i, w); return (int)i; }
-    #else
-    #define lowest_bit(w) __builtin_ctzll(w)
-    #endif
-    """
-    int lowest_bit(uint64_t word) noexcept nogil
 
 ctypedef fused cell_t:  # a value as bytes, for moves that do not read it
     uint8_t

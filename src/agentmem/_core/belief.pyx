@@ -16,10 +16,11 @@ import operator
 
 import numpy as np
 
-from agentmem._core.array cimport CoreArray, copy_array, index_offset, item_size, make_block, value_offset
+from agentmem._core.array cimport CoreArray, copy_array, make_block
 from agentmem._core.model cimport CoreModel, check_action, check_observation
 from agentmem._core.scratch cimport Workspace, borrow, give_back, make_room
-from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, entries_to_meet, evidence_of,                                   list_entries, list_mass, make_plan, rescale, sum_lanes, weigh, write_block)
+from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, entries_to_meet, evidence_of,                                   list_entries, list_mass, make_plan, read_block, rescale, sum_lanes, weigh,
+                                  write_block)
 from agentmem._core.types cimport NO_EVIDENCE, NO_MEMORY, NORMALIZED, NOT_A_MEASURE, UNIFORM
 
 cnp.import_array()
@@ -49,16 +50,8 @@ cdef struct Pass:  # over a sequence of steps
 
 # ---- between the leaves and Python
 
-cdef void read_source(CoreArray self, Source* source) noexcept nogil:
-    cdef char* positions = self.block + index_offset(self.storage, self.n_stored, self.n_cells,
-                                                     item_size(self.type_num))
-    source.storage = self.storage
-    source.n_states = self.n_cells
-    source.n_stored = self.n_stored
-    source.mass = self.block + value_offset(self.storage, self.n_cells)
-    source.support = <const int32_t*> positions
-    source.words = <const uint64_t*> positions
-    source.scale = 1
+cdef inline void read_source(CoreArray self, Source* source) noexcept nogil:
+    read_block(self.block, self.storage, self.n_stored, self.n_cells, self.type_num, source)
 
 
 cdef class CoreBelief(CoreArray):

@@ -19,14 +19,13 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 import numpy as np
 
+from agentmem._core.array cimport find
 from agentmem._core.model cimport CoreModel, Table, fill_table
-from agentmem._core.scratch cimport Workspace, borrow, clear, give_back, list_touched
+from agentmem._core.scratch cimport Workspace, borrow, clear, give_back, list_touched, mark, marking_pays
 from agentmem._core.types cimport NO_MEMORY, value_t
 
 cnp.import_array()
 
-# A push marks its targets while it meets fewer than this many entries per target; above, a scan is cheaper.
-cdef double MARK_BELOW = 0.5
 # Entries met after which a walk looks whether somebody wants to interrupt it: about 0.1 s.
 cdef double PAUSE_AFTER = 1e8
 cdef double NEGLIGIBLE = exp(-16.0)  # pymdp's: states below it gain no information, and it is added inside that log
@@ -74,7 +73,6 @@ cdef Py_ssize_t push(const Level* source, double above, const Table* table, cons
     """sums += rows of the table, each times the mass of its place if that is above the limit. Returns entries met."""
     cdef Py_ssize_t k, e, start, end, met = 0
     cdef int32_t target
-    cdef uint64_t word
     cdef double p
     for k in range(source.n):
         p = source.mass[k]
@@ -90,10 +88,7 @@ cdef Py_ssize_t push(const Level* source, double above, const Table* table, cons
         for e in range(start, end):
             target = table.columns[e]
             if marked and sums[target] == 0:
-                word = touched[target >> 6]
-                if word == 0:
-                    summary[target >> 12] |= (<uint64_t> 1) << ((target >> 6) & 63)
-                touched[target >> 6] = word | (<uint64_t> 1) << (target & 63)
+                mark(touched, summary, target)
             sums[target] += p * values[e]
     return met
 
@@ -103,7 +98,7 @@ cdef int spread(const Level* source, double above, const Table* table, bint wide
     """out = the table's rows mixed by what of `source` is above the limit; the workspace is clean afterwards."""
     cdef Py_ssize_t k, n, bound = table.n_columns
     cdef bint marked = (table.offsets != NULL
-                        and source.n * (<double> table.n_entries / table.n_rows) < MARK_BELOW * table.n_columns)
+                        and marking_pays(source.n * (<double> table.n_entries / table.n_rows), table.n_columns))
     if wide:
         n = push(source, above, table, <const double*> table.values, w.sums, w.touched, w.summary, marked)
     else:
@@ -208,17 +203,12 @@ cdef void expect(const Table* table, const value_t* values, const double* of_col
 
 cdef double entry(const Table* table, const value_t* values, Py_ssize_t row, int32_t column) noexcept nogil:
     """One cell of a table. O(log of the row's length)."""
-    cdef Py_ssize_t low, high, middle
+    cdef Py_ssize_t start, at
     if table.offsets == NULL:
         return values[row * table.n_columns + column]
-    low, high = table.offsets[row], table.offsets[row + 1]
-    while low < high:
-        middle = (low + high) >> 1
-        if table.columns[middle] < column:
-            low = middle + 1
-        else:
-            high = middle
-    return values[low] if low < table.offsets[row + 1] and table.columns[low] == column else 0
+    start = table.offsets[row]
+    at = find(table.columns + start, table.offsets[row + 1] - start, column)
+    return values[start + at] if at >= 0 else 0
 
 
 # ---- wrapper

@@ -9,17 +9,17 @@ replaced by itself (`store`) goes to the end and leaves a hole, which the next s
 cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.math cimport INFINITY
-from libc.stdint cimport int16_t, int32_t, int64_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t
 from libc.string cimport memcpy
 
 import numpy as np
 
-from agentmem._core.array cimport index_offset, item_size, make_block, payload_size, smallest_storage, value_offset
+from agentmem._core.array cimport item_size, make_block, payload_size, smallest_storage
 from agentmem._core.belief cimport CoreBelief
 from agentmem._core.model cimport CoreModel
 from agentmem._core.scratch cimport Workspace, borrow, give_back
-from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, evidence_of, foresee, list_entries, rescale,
-                                  write_block)
+from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, evidence_of, foresee, list_entries, read_block,
+                                  rescale, write_block)
 from agentmem._core.types cimport NO_EVIDENCE, NO_MEMORY, NORMALIZED, PAIRS
 
 cnp.import_array()
@@ -34,20 +34,44 @@ cdef struct Row:
 
 # ---- leaves
 
-cdef Py_ssize_t padded(Py_ssize_t size) noexcept nogil:
-    return (size + 7) & ~7
+cdef inline Py_ssize_t room_for(CoreChunk chunk, int storage, Py_ssize_t n_stored) noexcept nogil:
+    """Bytes of a block in this form, up to where the next one begins."""
+    return (payload_size(storage, n_stored, chunk.n_cells, item_size(chunk.type_num)) + 7) & ~7
 
 
-cdef void read_row(const char* buffer, const Row* row, Py_ssize_t n_cells, int type_num, Source* source) noexcept nogil:
-    cdef const char* block = buffer + row.offset
-    cdef const char* positions = block + index_offset(row.storage, row.n_stored, n_cells, item_size(type_num))
-    source.storage = row.storage
-    source.n_states = n_cells
-    source.n_stored = row.n_stored
-    source.mass = block + value_offset(row.storage, n_cells)
-    source.support = <const int32_t*> positions
-    source.words = <const uint64_t*> positions
-    source.scale = 1
+cdef inline Py_ssize_t size_of(CoreChunk chunk, Py_ssize_t k) noexcept nogil:
+    """Bytes of the block of row k."""
+    return room_for(chunk, chunk.rows[k].storage, chunk.rows[k].n_stored)
+
+
+cdef inline void read_row(CoreChunk chunk, Py_ssize_t k, Source* source) noexcept nogil:
+    cdef const Row* row = &chunk.rows[k]
+    read_block(chunk.buffer + row.offset, row.storage, row.n_stored, chunk.n_cells, chunk.type_num, source)
+
+
+cdef char* place(CoreChunk chunk, Py_ssize_t k, int storage, Py_ssize_t n_stored, int is_measure,
+                 double pruned_mass) noexcept nogil:
+    """Give row k a block of this size behind all others, to be filled at once; NULL (as before) without memory."""
+    cdef Py_ssize_t size = room_for(chunk, storage, n_stored)
+    cdef char* block
+    if not ensure(chunk, size):
+        return NULL
+    block = chunk.buffer + chunk.used
+    chunk.rows[k].offset, chunk.rows[k].n_stored = chunk.used, <int32_t> n_stored
+    chunk.rows[k].storage, chunk.rows[k].is_measure = storage, is_measure
+    chunk.pruned_mass[k] = pruned_mass
+    chunk.used += size
+    return block
+
+
+cdef bint copy_row(CoreChunk to, Py_ssize_t k, CoreChunk source, Py_ssize_t j) noexcept nogil:
+    """Make row j of another chunk of the same kind row k; False (as before) without memory."""
+    cdef const Row* row = &source.rows[j]
+    cdef char* block = place(to, k, row.storage, row.n_stored, row.is_measure, source.pruned_mass[j])
+    if block == NULL:
+        return False
+    memcpy(block, source.buffer + row.offset, payload_size(row.storage, row.n_stored, to.n_cells, item_size(to.type_num)))
+    return True
 
 
 cdef int step_rows(CoreChunk old, CoreChunk new, CoreModel model, const Py_ssize_t* actions,
@@ -57,44 +81,33 @@ cdef int step_rows(CoreChunk old, CoreChunk new, CoreModel model, const Py_ssize
 
     Returns 0, or the status of the row `at` that failed otherwise.
     """
-    cdef Py_ssize_t k, ahead, size
+    cdef Py_ssize_t k, ahead
     cdef Source source
     cdef Posterior posterior
     cdef Plan plan
-    cdef Row* row
+    cdef char* block
     cdef int status
     for k in range(old.n_rows):
         at[0] = k
         for ahead in range(2, 0, -1):
             if k + ahead < old.n_rows:
-                read_row(old.buffer, &old.rows[k + ahead], old.n_cells, old.type_num, &source)
+                read_row(old, k + ahead, &source)
                 foresee(&source, model, actions[k + ahead], observations[k + ahead], ahead == 1)
-        read_row(old.buffer, &old.rows[k], old.n_cells, old.type_num, &source)
+        read_row(old, k, &source)
         posterior.source_exponent = rescale(&source, old.type_num, old.rows[k].is_measure)
         status = advance(&source, model, actions[k], observations[k], relative, most, w, &posterior, &plan)
-        row = &new.rows[k]
         if status == NO_EVIDENCE and observations[k] >= 0:
-            size = payload_size(source.storage, source.n_stored, old.n_cells, item_size(old.type_num))
-            if not ensure(new, padded(size)):
+            if not copy_row(new, k, old, k):
                 return NO_MEMORY
-            row[0] = old.rows[k]
-            row.offset = new.used
-            memcpy(new.buffer + new.used, old.buffer + old.rows[k].offset, size)
-            new.pruned_mass[k] = old.pruned_mass[k]
-            new.used += padded(size)
             evidence[k] = -INFINITY
             continue
         if status != 0:
             return status
-        size = payload_size(plan.storage, plan.kept, old.n_cells, item_size(old.type_num))
-        if not ensure(new, padded(size)):
+        block = place(new, k, plan.storage, plan.kept, NORMALIZED, old.pruned_mass[k] + plan.dropped)
+        if block == NULL:
             abandon(&posterior, old.n_cells, w)
             return NO_MEMORY
-        write_block(&posterior, &plan, old.n_cells, old.type_num, new.buffer + new.used)
-        row.offset, row.n_stored, row.storage, row.is_measure = (
-            new.used, <int32_t> plan.kept, plan.storage, NORMALIZED)
-        new.pruned_mass[k] = old.pruned_mass[k] + plan.dropped
-        new.used += padded(size)
+        write_block(&posterior, &plan, old.n_cells, old.type_num, block)
         evidence[k] = evidence_of(&posterior) if observations[k] >= 0 else 0.0
     return 0
 
@@ -122,10 +135,10 @@ cdef void close_holes(CoreChunk chunk) noexcept nogil:
         return
     for k in range(chunk.n_rows):
         if chunk.rows[k].n_stored >= 0:
-            size = payload_size(chunk.rows[k].storage, chunk.rows[k].n_stored, chunk.n_cells, item_size(chunk.type_num))
+            size = size_of(chunk, k)
             memcpy(buffer + used, chunk.buffer + chunk.rows[k].offset, size)
             chunk.rows[k].offset = used
-            used += padded(size)
+            used += size
     PyMem_RawFree(chunk.buffer)
     chunk.buffer, chunk.used, chunk.room, chunk.holes = buffer, used, room, 0
 
@@ -182,7 +195,8 @@ cdef class CoreChunk:
 
     def store(self, Py_ssize_t k, CoreBelief belief not None):
         """Make a belief that of agent k, as a copy."""
-        cdef Py_ssize_t size
+        cdef Py_ssize_t hole
+        cdef char* block
         self.check_row(k, False)
         if belief.n_cells != self.n_cells or belief.type_num != self.type_num:
             raise ValueError(f"belief of {belief.n_cells} states and {belief.dtype} given; expected {self.n_cells} and "
@@ -193,17 +207,13 @@ cdef class CoreChunk:
             belief._explain_no_measure()
             raise ValueError("belief that is no measure given")
         self.check_still()
-        size = payload_size(belief.storage, belief.n_stored, self.n_cells, item_size(self.type_num))
-        if not ensure(self, padded(size)):
+        hole = size_of(self, k) if self.rows[k].n_stored >= 0 else 0
+        block = place(self, k, belief.storage, belief.n_stored, belief.is_measure, belief.pruned_mass)
+        if block == NULL:
             raise MemoryError
-        if self.rows[k].n_stored >= 0:
-            self.holes += padded(payload_size(self.rows[k].storage, self.rows[k].n_stored, self.n_cells,
-                                              item_size(self.type_num)))
-        memcpy(self.buffer + self.used, belief.block, size)
-        self.rows[k].offset, self.rows[k].n_stored = self.used, <int32_t> belief.n_stored
-        self.rows[k].storage, self.rows[k].is_measure = belief.storage, belief.is_measure
-        self.pruned_mass[k] = belief.pruned_mass
-        self.used += padded(size)
+        memcpy(block, belief.block,
+               payload_size(belief.storage, belief.n_stored, self.n_cells, item_size(self.type_num)))
+        self.holes += hole
         if self.holes > self.used >> 2:
             close_holes(self)
 
@@ -225,8 +235,7 @@ cdef class CoreChunk:
     def take(self, Py_ssize_t first, CoreChunk other not None, rows):
         """Make the beliefs of these rows of another chunk those of the agents from `first` on, as copies."""
         cdef const Py_ssize_t[::1] wanted = np.array(rows, dtype=np.intp)
-        cdef Py_ssize_t k, size, total = 0, item = item_size(self.type_num)
-        cdef Row* row
+        cdef Py_ssize_t k, total = 0
         if other.n_cells != self.n_cells or other.type_num != self.type_num:
             raise ValueError(f"chunk of {other.n_cells} states and {other.dtype} given; expected {self.n_cells} and "
                              f"{self.dtype}")
@@ -234,8 +243,7 @@ cdef class CoreChunk:
             raise IndexError(f"rows {first} to {first + wanted.shape[0] - 1} given; there are {self.n_rows}")
         for k in range(wanted.shape[0]):
             other.check_row(wanted[k], True)
-            row = &other.rows[wanted[k]]
-            total += padded(payload_size(row.storage, row.n_stored, self.n_cells, item))
+            total += size_of(other, wanted[k])
         for k in range(first, first + wanted.shape[0]):
             if self.rows[k].n_stored >= 0:
                 raise ValueError(f"row {k} has a belief already")
@@ -243,13 +251,7 @@ cdef class CoreChunk:
         if not ensure(self, total):
             raise MemoryError
         for k in range(wanted.shape[0]):
-            row = &other.rows[wanted[k]]
-            size = payload_size(row.storage, row.n_stored, self.n_cells, item)
-            memcpy(self.buffer + self.used, other.buffer + row.offset, size)
-            self.rows[first + k] = row[0]
-            self.rows[first + k].offset = self.used
-            self.pruned_mass[first + k] = other.pruned_mass[wanted[k]]
-            self.used += padded(size)
+            copy_row(self, first + k, other, wanted[k])  # there is room
 
     def fill(self, offsets, states, values, pruned_mass):
         """Make the rows of a CSR record the beliefs of a chunk that has none yet: what `entries` gave, checked.
@@ -261,9 +263,10 @@ cdef class CoreChunk:
         cdef const int32_t[::1] places = np.array(states, dtype=np.int32)
         cdef const double[::1] mass = np.array(values, dtype=np.float64)
         cdef const double[::1] pruned = np.array(pruned_mass, dtype=np.float64)
-        cdef Py_ssize_t k, e, n, size, item = item_size(self.type_num)
+        cdef Py_ssize_t k, e, n
         cdef Posterior posterior
         cdef Plan plan
+        cdef char* block
         if starts.shape[0] != self.n_rows + 1 or pruned.shape[0] != self.n_rows or places.shape[0] != mass.shape[0]:
             raise ValueError(f"{starts.shape[0]} offsets, {pruned.shape[0]} pruned masses, {places.shape[0]} states and "
                              f"{mass.shape[0]} values given for {self.n_rows} agents")
@@ -285,22 +288,20 @@ cdef class CoreChunk:
             n = starts[k + 1] - starts[k]
             posterior.found, posterior.mass, posterior.n = &places[starts[k]], <double*> &mass[starts[k]], n
             plan.kept, plan.kept_mass, plan.threshold = n, 1.0, 0.0
-            plan.storage = smallest_storage(PAIRS, n, self.n_cells, item)
-            size = payload_size(plan.storage, n, self.n_cells, item)
-            if not ensure(self, padded(size)):
+            plan.storage = smallest_storage(PAIRS, n, self.n_cells, item_size(self.type_num))
+            block = place(self, k, plan.storage, n, 1, pruned[k])
+            if block == NULL:
                 raise MemoryError
-            write_block(&posterior, &plan, self.n_cells, self.type_num, self.buffer + self.used)
-            self.rows[k].offset, self.rows[k].n_stored = self.used, <int32_t> n
-            self.rows[k].storage, self.rows[k].is_measure = plan.storage, 1
-            self.pruned_mass[k] = pruned[k]
-            self.used += padded(size)
+            write_block(&posterior, &plan, self.n_cells, self.type_num, block)
         self.trim()
 
     def pruned(self):
         """(n_rows,) float64: what pruning took from each agent so far."""
+        cdef Py_ssize_t k
         taken = np.empty(self.n_rows)
+        cdef double[::1] mass = taken
         for k in range(self.n_rows):
-            taken[k] = self.pruned_mass[k]
+            mass[k] = self.pruned_mass[k]
         return taken
 
     def step(self, CoreModel model not None, actions, observations, double relative, Py_ssize_t most,
@@ -374,7 +375,7 @@ cdef class CoreChunk:
         cdef char* numbers = <char*> cnp.PyArray_DATA(<cnp.ndarray> values)
         cdef Py_ssize_t item = item_size(self.type_num)
         for k in range(self.n_rows):
-            read_row(self.buffer, &self.rows[k], self.n_cells, self.type_num, &source)
+            read_row(self, k, &source)
             if item == 8:
                 list_entries(<const double*> source.mass, &source, &places[0] + starts[k],
                              <double*> (numbers + starts[k] * item))

@@ -6,16 +6,7 @@ only touched under the GIL. A workspace grows to the largest model it has served
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from libc.string cimport memset
 
-cdef extern from *:
-    """
-    #if defined(_MSC_VER)
-    #include <intrin.h>
-    static int lowest_bit(unsigned long long w) { unsigned long i; _BitScanForward64(&i, w); return (int)i; }
-    #else
-    #define lowest_bit(w) __builtin_ctzll(w)
-    #endif
-    """
-    int lowest_bit(uint64_t word) noexcept nogil
+from agentmem._core.types cimport lowest_bit
 
 cdef Workspace* free_workspaces = NULL
 
@@ -83,9 +74,12 @@ cdef bint make_room(Workspace* workspace, Py_ssize_t n_found) noexcept nogil:
     return True
 
 
-cdef Py_ssize_t list_touched(Workspace* w, Py_ssize_t n_states, int32_t* found) noexcept nogil:
-    """List the marked states in ascending order in `found`, and clear the marks. `found` must have room for all."""
-    cdef Py_ssize_t s, word_at, n = 0, n_summary = n_words(n_words(n_states))
+cdef inline Py_ssize_t visit_touched(Workspace* w, Py_ssize_t n_states, int32_t* found, bint listing) noexcept nogil:
+    """List the marked states in `found` or make their sums zero, in ascending order; clear the marks.
+
+    The flag is a literal at every call, so that the compiler makes one loop of each kind.
+    """
+    cdef Py_ssize_t s, word_at, state, n = 0, n_summary = n_words(n_words(n_states))
     cdef uint64_t above, word
     for s in range(n_summary):
         above = w.summary[s]
@@ -96,27 +90,24 @@ cdef Py_ssize_t list_touched(Workspace* w, Py_ssize_t n_states, int32_t* found) 
             word = w.touched[word_at]
             w.touched[word_at] = 0
             while word:
-                found[n] = <int32_t> (word_at * 64 + lowest_bit(word))
+                state = word_at * 64 + lowest_bit(word)
                 word &= word - 1
+                if listing:
+                    found[n] = <int32_t> state
+                else:
+                    w.sums[state] = 0
                 n += 1
     return n
 
 
+cdef Py_ssize_t list_touched(Workspace* w, Py_ssize_t n_states, int32_t* found) noexcept nogil:
+    """List the marked states in ascending order in `found`, and clear the marks. `found` must have room for all."""
+    return visit_touched(w, n_states, found, True)
+
+
 cdef void clear_touched(Workspace* w, Py_ssize_t n_states) noexcept nogil:
     """Make the marked sums and the marks zero again."""
-    cdef Py_ssize_t s, word_at, n_summary = n_words(n_words(n_states))
-    cdef uint64_t above, word
-    for s in range(n_summary):
-        above = w.summary[s]
-        w.summary[s] = 0
-        while above:
-            word_at = s * 64 + lowest_bit(above)
-            above &= above - 1
-            word = w.touched[word_at]
-            w.touched[word_at] = 0
-            while word:
-                w.sums[word_at * 64 + lowest_bit(word)] = 0
-                word &= word - 1
+    visit_touched(w, n_states, NULL, False)
 
 
 cdef void clear(Workspace* w, Py_ssize_t n_states) noexcept nogil:

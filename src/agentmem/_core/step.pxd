@@ -43,6 +43,8 @@ cdef struct Plan:          # what is kept of a posterior
     double dropped         # as a share of one
 
 
+cdef void read_block(const char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_states, int type_num,
+                     Source* source) noexcept nogil
 cdef int advance(const Source* source, CoreModel model, Py_ssize_t action, Py_ssize_t observation, double relative,
                  Py_ssize_t most, Workspace* w, Posterior* posterior, Plan* plan) noexcept nogil
 cdef double entries_to_meet(Py_ssize_t n_stored, CoreModel model, Py_ssize_t action) noexcept nogil

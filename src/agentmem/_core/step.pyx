@@ -19,9 +19,10 @@ from libc.string cimport memcpy, memset
 
 from agentmem._core.array cimport index_offset, item_size, smallest_storage, value_offset
 from agentmem._core.model cimport CoreModel, Table
-from agentmem._core.scratch cimport Workspace, clear, clear_touched, list_touched, make_room
+from agentmem._core.scratch cimport (Workspace, clear, clear_touched, list_touched, make_room, mark,
+                                     marking_pays)
 from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NORMALIZED, NOT_A_MEASURE, PAIRS, UNIFORM,
-                                   value_t)
+                                   lowest_bit, value_t)
 
 cnp.import_array()
 
@@ -29,20 +30,13 @@ cdef extern from *:
     """
     #if defined(_MSC_VER)
     #include <intrin.h>
-    static int first_bit(unsigned long long w) { unsigned long i; _BitScanForward64(&i, w); return (int)i; }
     #define prefetch(p) _mm_prefetch((const char*)(p), _MM_HINT_T0)
-    #define INLINE __forceinline
     #else
-    #define first_bit(w) __builtin_ctzll(w)
     #define prefetch(p) __builtin_prefetch(p)
-    #define INLINE inline __attribute__((always_inline))
     #endif
     """
-    int first_bit(uint64_t word) noexcept nogil
     void prefetch(const void* address) noexcept nogil
 
-# A push marks its targets while it meets fewer than this many entries per state of the model; above, a scan is cheaper.
-cdef double MARK_BELOW = 0.5
 # Entries in a model from which its rows are likely out of cache, so that prefetching them pays.
 cdef Py_ssize_t PREFETCH_FROM = 1 << 18
 
@@ -54,6 +48,19 @@ cdef enum:
     BLOCK = 256  # support entries that are decoded at a time, where the storage has no list of them
     AHEAD = 16   # rows that are prefetched ahead
     FEW = 32     # states of a likelihood that are looked up rather than met in order: 370 to 320 ns an update of 6 states
+
+
+cdef void read_block(const char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_states, int type_num,
+                     Source* source) noexcept nogil:
+    """A belief as the kernels read it, of a block as `array` lays it out."""
+    cdef const char* positions = block + index_offset(storage, n_stored, n_states, item_size(type_num))
+    source.storage = storage
+    source.n_states = n_states
+    source.n_stored = n_stored
+    source.mass = block + value_offset(storage, n_states)
+    source.support = <const int32_t*> positions
+    source.words = <const uint64_t*> positions
+    source.scale = 1
 
 
 # ---- leaves: push
@@ -94,7 +101,6 @@ cdef inline Py_ssize_t push_rows(const value_t* mass, double scale, const int32_
     cdef const value_t* values = <const value_t*> T.values
     cdef Py_ssize_t k, e, start, end, row, met = 0
     cdef int32_t target
-    cdef uint64_t word
     cdef double p, total = source_total[0]
     for k in range(n):
         row = support[k] if listed else first + k
@@ -117,10 +123,7 @@ cdef inline Py_ssize_t push_rows(const value_t* mass, double scale, const int32_
         for e in range(start, end):
             target = columns[e]
             if sums[target] == 0:  # not met before, or to no effect: only then look at the marks
-                word = touched[target >> 6]
-                if word == 0:
-                    summary[target >> 12] |= (<uint64_t> 1) << ((target >> 6) & 63)
-                touched[target >> 6] = word | (<uint64_t> 1) << (target & 63)
+                mark(touched, summary, target)
             sums[target] += p * values[e]
     source_total[0] = total
     return met
@@ -162,7 +165,7 @@ cdef Py_ssize_t decode(const uint64_t* words, Py_ssize_t first, Py_ssize_t last,
     for k in range(first, last):
         word = words[k]
         while word:
-            support[n] = <int32_t> (k * 64 + first_bit(word))
+            support[n] = <int32_t> (k * 64 + lowest_bit(word))
             word &= word - 1
             n += 1
     return n
@@ -259,9 +262,9 @@ cdef void collect_marked(const value_t* weights, const Likelihood* L, Workspace*
     out.total = sum_lanes(lanes)
 
 
-cdef void collect_few(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
-                      Posterior* out) noexcept nogil:
-    """Gather the marked sums at the states that the likelihood lists, which are few, and clear all marked."""
+cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states, bint marked,
+                         Posterior* out) noexcept nogil:
+    """Gather the sums at the states that the likelihood lists, and clear all, or all that are marked."""
     cdef Py_ssize_t k, n = 0
     cdef double v, largest = 0
     cdef double[4] lanes
@@ -277,28 +280,10 @@ cdef void collect_few(const value_t* weights, const Likelihood* L, Workspace* w,
             lanes[L.states[k] & 3] += v
             if v > largest:
                 largest = v
-    clear_touched(w, n_states)
-    out.found, out.mass, out.n, out.n_positive, out.largest = w.found, w.mass, n, n, largest
-    out.total = sum_lanes(lanes)
-
-
-cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states,
-                         Posterior* out) noexcept nogil:
-    """Gather the unmarked sums at the states that the likelihood lists, and clear all."""
-    cdef Py_ssize_t k, n = 0
-    cdef double v, largest = 0
-    cdef double[4] lanes
-    lanes[:] = [0, 0, 0, 0]
-    for k in range(L.n):
-        v = w.sums[L.states[k]] * weights[k]
-        if v > 0:
-            w.found[n] = L.states[k]
-            w.mass[n] = v
-            n += 1
-            lanes[L.states[k] & 3] += v
-            if v > largest:
-                largest = v
-    memset(w.sums, 0, n_states * sizeof(double))
+    if marked:
+        clear_touched(w, n_states)
+    else:
+        memset(w.sums, 0, n_states * sizeof(double))
     out.found, out.mass, out.n, out.n_positive, out.largest = w.found, w.mass, n, n, largest
     out.total = sum_lanes(lanes)
 
@@ -367,12 +352,10 @@ cdef int predict_correct(const value_t* mass, const Source* source, const Table*
         if not make_room(w, bound if marked else L.n):
             clear(w, source.n_states)
             return NO_MEMORY
-        if marked and L.states != NULL and (L.n <= min(bound, FEW) or 4 * L.n <= bound):
-            collect_few(weights, L, w, source.n_states, out)
-        elif marked:
+        if marked and (L.states == NULL or (L.n > min(bound, FEW) and 4 * L.n > bound)):
             collect_marked(weights, L, w, source.n_states, out)
         else:
-            collect_listed(weights, L, w, source.n_states, out)
+            collect_listed(weights, L, w, source.n_states, marked, out)
     else:
         collect_all(weights, L, w, source.n_states, ranked, out)
     return 0
@@ -689,7 +672,7 @@ cdef int advance(const Source* source, CoreModel model, Py_ssize_t action, Py_ss
     """Predict and correct by an action and an observation (-1: none), both in range, and plan what is kept."""
     cdef Table* T = &model.tables[model.transition_of[action]]
     cdef bint marked = (T.offsets != NULL and source.storage <= BITMAP
-                        and entries_to_meet(source.n_stored, model, action) < MARK_BELOW * source.n_states)
+                        and marking_pays(entries_to_meet(source.n_stored, model, action), source.n_states))
     cdef Likelihood L
     cdef int status
     L.given, L.states, L.values, L.exponent, L.n = False, NULL, NULL, 0, 0

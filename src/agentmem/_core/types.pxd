@@ -3,7 +3,18 @@
 States are int32 wherever a model is involved (a model of 2**31 states would not fit any machine of today); only a bare
 array may be larger, and then its stored indices are int64. Sums are double everywhere.
 """
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+cdef extern from *:
+    """
+    #if defined(_MSC_VER)
+    #include <intrin.h>
+    static int lowest_bit(unsigned long long w) { unsigned long i; _BitScanForward64(&i, w); return (int)i; }
+    #else
+    #define lowest_bit(w) __builtin_ctzll(w)
+    #endif
+    """
+    int lowest_bit(uint64_t word) noexcept nogil
 
 ctypedef fused value_t:
     float
