@@ -207,8 +207,8 @@ def _world_of(file: Path, *, agents: int, steps: int, seed: int) -> tradeoff.Wor
         model = read_pomdp(file).model
     except (CorruptData, OSError) as error:
         raise click.ClickException(str(error)) from None
-    reads_alike = len(set(model.header["observation_of"])) == 1
-    tables = [model.observation(action) for action in range(1 if reads_alike else model.n_actions)]
+    n_tables = model.n_actions if model.observations_depend_on_action else 1
+    tables = [model.observation(action) for action in range(n_tables)]
     return tradeoff.walked_world(
         file.name,
         [model.transition(action) for action in range(model.n_actions)],

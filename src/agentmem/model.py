@@ -235,6 +235,18 @@ class Model(CoreModel):
         return float(met / (self.n_actions * self.n_states**2))
 
     @property
+    def observations_depend_on_action(self) -> bool:
+        """Whether what a state shows depends on the action that led there. O(n_actions).
+
+        >>> import agentmem as am
+        >>> am.Model([np.eye(2)] * 2, [[0.9, 0.1], [0.2, 0.8]]).observations_depend_on_action
+        False
+        >>> am.Model([np.eye(2)] * 2, [np.eye(2), np.full((2, 2), 0.5)]).observations_depend_on_action
+        True
+        """
+        return len(set(self._header["observation_of"])) > 1
+
+    @property
     def dropped_entries(self) -> int:
         return int(self._header["dropped_entries"])
 
@@ -402,7 +414,7 @@ class Model(CoreModel):
         """
         if first not in ("predict", "correct"):
             raise ValueError(f"first={first!r} given; expected 'predict' or 'correct'")
-        if first == "correct" and len(set(self._header["observation_of"])) > 1:
+        if first == "correct" and self.observations_depend_on_action:
             raise ValueError("first='correct' given, but what this model observes depends on the action before it")
         seen = _numbers(observations, "observations", missing=-1)
         if actions is not None:

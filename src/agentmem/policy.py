@@ -57,7 +57,7 @@ def sensors_of(model: Model) -> CoreSensors:
 
     Raises ValueError where they depend on the action, which the expected free energy here does not provide for.
     """
-    if len({*model.header["observation_of"]}) > 1:
+    if model.observations_depend_on_action:
         raise ValueError("model whose observations depend on the action given; expected one table for all")
     table = as_table(model.observation(0), model.dtype)
     return CoreSensors(model, [(table.offsets, table.columns, table.values, model.n_observations)])

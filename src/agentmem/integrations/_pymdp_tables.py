@@ -46,7 +46,7 @@ class OneFactor:
 
     def __init__(self, model: Model, others: Sequence[Any] = ()) -> None:
         """`others`: (S, O) csr tables of the modalities that the model does not hold."""
-        if len({*model.header["observation_of"]}) > 1:
+        if model.observations_depend_on_action:
             raise ValueError("model whose observations depend on the action given; pymdp's A knows one for all")
         by_state = [model.observation(0), *others]
         self.model, self.dtype = model, model.dtype

@@ -138,7 +138,7 @@ class SparseAgent(Agent):
             given = options.pop(name, value)
             if given is not value and (value is None or given != value):
                 raise ValueError(f"{name}={given!r} given; a SparseAgent takes {value!r} only: use pymdp.agent.Agent")
-        if len(set(model.header["observation_of"])) > 1:
+        if model.observations_depend_on_action:
             raise ValueError("a model with a table of observations for each action given; pymdp has one for all")
         n_states, n_observations = model.n_states, model.n_observations
         if C is not None:
