@@ -411,7 +411,9 @@ class SparseAgent:
 
     def step_time(self) -> int:
         """Note the last action and count one step; returns the time."""
-        self.prev_actions = [*(self.prev_actions or []), self.action]
+        if self.prev_actions is None:
+            self.prev_actions = []
+        self.prev_actions.append(self.action)
         self.curr_timestep += 1
         return self.curr_timestep
 
