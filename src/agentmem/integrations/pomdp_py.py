@@ -131,8 +131,13 @@ class SparseHistogram(pomdp_py.Histogram):
         """The histogram that holds a copy of this belief."""
         if belief.shape != (len(states),):
             raise ValueError(f"belief of shape {belief.shape} given; expected ({len(states)},)")
+        return cls._holding(belief.copy(), states)
+
+    @classmethod
+    def _holding(cls, belief: SparseBelief, states: Space) -> Self:
+        """The histogram whose own this belief, which nobody else holds, becomes."""
         made = cls.__new__(cls)
-        made._take(states, belief.copy())
+        made._take(states, belief)
         return made
 
     def _take(self, states: Space, belief: SparseBelief) -> None:
@@ -274,7 +279,7 @@ class CompiledModel:
         `histogram` is a mapping or a distribution of pomdp-py, particles too. Raises ValueError as `SparseHistogram`.
         """
         if histogram is None:
-            return SparseHistogram.from_belief(self.model.belief(), self.states)
+            return SparseHistogram._holding(self.model.belief(), self.states)
         return SparseHistogram(histogram, self.states, dtype=self.model.dtype)
 
     def update(
@@ -311,7 +316,7 @@ class CompiledModel:
             raise ImpossibleObservation(
                 f"observation {real_observation!r} after action {real_action!r} is impossible: evidence 0.0"
             ) from None
-        return SparseHistogram.from_belief(posterior, self.states)
+        return SparseHistogram._holding(posterior, self.states)
 
 
 def compile_model(
