@@ -31,8 +31,6 @@ from agentmem.policy import NEGLIGIBLE, Tree
 
 ObjectArray = NDArray[Any]  # of dtype object, as pymdp holds one item per factor or modality
 
-
-
 # Below this share of a belief's largest entry is what pymdp's 1e-16 inside logs put there, divided by the evidence.
 DUST = 1e-12
 
