@@ -17,8 +17,6 @@ fails a test. Needs the extra `integrations`; what is missing is skipped. The de
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +33,7 @@ from scipy import sparse
 
 import agentmem as am
 from agentmem.profiler.tradeoff import peak_rss, position_sensor
-from harness import replay, table
+from harness import in_child, replay, table
 
 THEIRS, OURS = "theirs", "ours"
 
@@ -311,26 +309,18 @@ def hmmlearn_ours(n_states: int, steps: int) -> Side:
 def measure(comparison: Comparison, side: str, directory: Path) -> dict[str, Any]:
     one_thread = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     one_thread |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    command = [sys.executable, __file__, f"{comparison.name}_{side}", str(comparison.size), str(comparison.steps[side])]
-    child = subprocess.run(
-        [*command, str(directory / side)],
-        env={**os.environ, **one_thread, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr[-2_000:]
-    record: dict[str, Any] = json.loads((directory / f"{side}.json").read_text())
-    return {**record, "answers": np.load(directory / f"{side}.npy")}
+    answers = directory / f"{side}.npy"
+    record = in_child(__file__, f"{comparison.name}_{side}", comparison.size, comparison.steps[side], answers,
+                      JAX_PLATFORMS="cpu", **one_thread)
+    return {**record, "answers": np.load(answers)}
 
 
-def main(side: str, size: int, steps: int, stem: str) -> None:
+def main(side: str, size: int, steps: int, answers_file: str) -> None:
     before = peak_rss()
     seconds, table_bytes, answers = globals()[side](size, steps)
     record = {"seconds": seconds, "model": table_bytes, "before": before, "peak": peak_rss()}
-    Path(f"{stem}.json").write_text(json.dumps(record))
-    np.save(f"{stem}.npy", answers)
+    np.save(answers_file, answers)
+    print(json.dumps(record))
 
 
 # ---- the table

@@ -14,7 +14,6 @@ copy of as many bytes.
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from scipy import sparse
 
 import agentmem as am
 from agentmem.profiler.tradeoff import grid_world, peak_rss
-from harness import interleaved, replay, table
+from harness import in_child, interleaved, replay, table
 
 SIDE, STEPS, WARM_UP, PRUNE = 100, 6, 6, 1e-6
 TWO, ONE, LOOP, SCIPY = "two threads", "one thread", "loop", "scipy"
@@ -218,13 +217,9 @@ def test_memory(benchmark: Any, smoke: bool, report: Any) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("no /proc here")
     n_agents = 10_000 if smoke else 1_000_000
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     began = time.perf_counter()
-    child = subprocess.run([sys.executable, __file__, str(n_agents)], env={**os.environ, "PYTHONPATH": path},
-                           capture_output=True, text=True, check=False)
-    assert child.returncode == 0, child.stderr[-2_000:]
+    found = in_child(__file__, n_agents)
     replay.play(benchmark, [time.perf_counter() - began])
-    found = json.loads(child.stdout)
     per_agent = (found["nbytes"] - 12 * found["stored"]) / n_agents
     assert per_agent <= 32
     lines = [

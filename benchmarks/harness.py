@@ -1,10 +1,15 @@
 """How the benchmarks measure and print; knows no workload.
 
 `interleaved` times several ways of doing one thing in alternating rounds, so that what else the machine does
-falls on all of them alike. `traced` counts the bytes an object holds, as the allocator saw them.
+falls on all of them alike. `traced` counts the bytes an object holds, as the allocator saw them. `in_child` runs
+what must be measured in a process of its own.
 """
 
 import gc
+import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from statistics import median, quantiles
@@ -119,6 +124,21 @@ def traced(make: Callable[[], Any], copies: int = 50) -> int:
         return round(freed / copies)
     finally:
         tracemalloc.stop()
+
+
+def in_child(file: str, *arguments: object, **environment: str) -> dict[str, Any]:
+    """What `file`, run with these arguments by this Python, prints as JSON on its last line."""
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    child = subprocess.run(
+        [sys.executable, file, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr[-2_000:]
+    found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return found
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
