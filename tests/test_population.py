@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import sys
 import threading
 
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import agentmem as am
 import reference
 from agentmem import population as module
+from agentmem.files import write_arrays
 from reference import DTYPES, content
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -448,40 +450,134 @@ def test_damaged_files_are_refused(tmp_path):
             am.Population.open(path, model)
 
 
-WRONG_RECORDS = {
-    "no state": ([0, 0, 2], [1, 2], [0.5, 0.5], [0.0, 0.0]),
-    "offsets down": ([0, 3, 2], [1, 2], [0.5, 0.5], [0.0, 0.0]),
-    "offsets beyond": ([0, 1, 9], [1, 2], [0.5, 0.5], [0.0, 0.0]),
-    "offsets from 1": ([1, 1, 2], [1, 2], [0.5, 0.5], [0.0, 0.0]),
-    "offsets below 0": ([0, -5, 2], [1, 2], [0.5, 0.5], [0.0, 0.0]),
-    "too few offsets": ([0, 2], [1, 2], [0.5, 0.5], [0.0, 0.0]),
-    "state beyond": ([0, 1, 2], [1, 40], [0.5, 0.5], [0.0, 0.0]),
-    "state below 0": ([0, 1, 2], [-1, 2], [0.5, 0.5], [0.0, 0.0]),
-    "states down": ([0, 2, 3], [2, 1, 1], [0.5, 0.5, 1.0], [0.0, 0.0]),
-    "a state twice": ([0, 2, 3], [1, 1, 1], [0.5, 0.5, 1.0], [0.0, 0.0]),
-    "no mass": ([0, 1, 2], [1, 2], [0.0, 0.5], [0.0, 0.0]),
-    "nan": ([0, 1, 2], [1, 2], [0.5, np.nan], [0.0, 0.0]),
-    "values missing": ([0, 1, 2], [1, 2], [0.5], [0.0, 0.0]),
-    "pruned mass of nan": ([0, 1, 2], [1, 2], [0.5, 0.5], [0.0, np.nan]),
-    "pruned mass missing": ([0, 1, 2], [1, 2], [0.5, 0.5], [0.0]),
+def words(*parts):
+    """Arrays one behind another, in words of 8 bytes."""
+    data = b"".join(np.asarray(part, kind).tobytes() for part, kind in parts)
+    return np.frombuffer(data + bytes(-len(data) % 8), np.int64)
+
+
+def pairs(states, values):
+    return words((values, np.float64), (states, np.int32))
+
+
+PAIRS, BITMAP, DENSE, UNIFORM = range(4)
+ONE = pairs([7], [1.0])
+WRONG_BLOCKS = {
+    "no state": ([PAIRS], [0], [0.0], ONE[:0]),
+    "more states than there are": ([PAIRS], [41], [0.0], pairs(range(41), np.ones(41))),
+    "a count below 0": ([PAIRS], [-1], [0.0], ONE),
+    "no such storage": ([4], [1], [0.0], ONE),
+    "storage below 0": ([-1], [1], [0.0], ONE),
+    "too few bytes": ([PAIRS, PAIRS], [1, 2], [0.0, 0.0], np.append(ONE, ONE)),
+    "too many bytes": ([PAIRS], [1], [0.0], np.append(ONE, ONE)),
+    "no bytes": ([PAIRS], [1], [0.0], ONE[:0]),
+    "storage missing": ([PAIRS], [1, 1], [0.0, 0.0], np.append(ONE, ONE)),
+    "pruned mass missing": ([PAIRS, PAIRS], [1, 1], [0.0], np.append(ONE, ONE)),
+    "pruned mass of nan": ([PAIRS], [1], [np.nan], ONE),
+    "pruned mass below 0": ([PAIRS], [1], [-0.5], ONE),
+    "state beyond": ([PAIRS], [2], [0.0], pairs([7, 40], [0.5, 0.5])),
+    "state below 0": ([PAIRS], [2], [0.0], pairs([-1, 7], [0.5, 0.5])),
+    "states down": ([PAIRS], [2], [0.0], pairs([9, 7], [0.5, 0.5])),
+    "a state twice": ([PAIRS], [2], [0.0], pairs([7, 7], [0.5, 0.5])),
+    "mass of zero": ([PAIRS], [2], [0.0], pairs([7, 9], [0.0, 1.0])),
+    "mass below zero": ([PAIRS], [2], [0.0], pairs([7, 9], [-0.5, 1.5])),
+    "mass of nan": ([PAIRS], [2], [0.0], pairs([7, 9], [np.nan, 1.0])),
+    "mass of infinity": ([PAIRS], [2], [0.0], pairs([7, 9], [np.inf, 1.0])),
+    "bits too few": ([BITMAP], [2], [0.0], words(([1], np.int64), ([0.5, 0.5], np.float64))),
+    "bits too many": ([BITMAP], [2], [0.0], words(([7], np.int64), ([0.5, 0.5], np.float64))),
+    "bits beyond": ([BITMAP], [2], [0.0], words(([1 | 1 << 40], np.int64), ([0.5, 0.5], np.float64))),
+    "bit of no mass": ([BITMAP], [2], [0.0], words(([3], np.int64), ([0.0, 0.5], np.float64))),
+    "dense of another count": ([DENSE], [40], [0.0], words((np.eye(40)[3], np.float64))),
+    "dense of nothing": ([DENSE], [1], [0.0], words((np.zeros(40), np.float64))),
+    "dense below zero": ([DENSE], [2], [0.0], words((np.eye(40)[3] - np.eye(40)[4] / 2, np.float64))),
+    "uniform of some": ([UNIFORM], [39], [0.0], words(([0.5], np.float64))),
+    "uniform of nothing": ([UNIFORM], [40], [0.0], words(([0.0], np.float64))),
 }
 
 
-@pytest.mark.parametrize("record", WRONG_RECORDS.values(), ids=WRONG_RECORDS)
-def test_a_record_is_checked_even_where_its_checksum_agrees(record, tmp_path):
-    from agentmem.files import write_arrays
-
-    model = model_of()
-    chunk = am._core.CoreChunk(2, 40, np.dtype(np.float64))
-    with pytest.raises(ValueError):
-        chunk.fill(*record)
-    kinds = np.int64, np.int32, np.float64, np.float64
-    names = "offsets", "states", "values", "pruned_mass"
-    buffers = {name: np.array(part, kind) for name, part, kind in zip(names, record, kinds, strict=True)}
+def file_of(path, model, storage, counts, pruned_mass, blocks):
+    """A file as `save` writes it, of one chunk."""
     header = {"model": model.digest, "shape": [40], "prune": 0.0, "max_states": None}
-    write_arrays(tmp_path / "agents", header, buffers)
+    buffers = {
+        "storage.0": np.array(storage, np.int32),
+        "counts.0": np.array(counts, np.int32),
+        "pruned_mass.0": np.array(pruned_mass),
+        "blocks.0": blocks,
+    }
+    write_arrays(path, header, buffers)
+    return path
+
+
+@pytest.mark.parametrize("record", WRONG_BLOCKS.values(), ids=WRONG_BLOCKS)
+def test_blocks_are_checked_even_where_their_checksum_agrees(record, tmp_path):
+    with pytest.raises(am.CorruptData):
+        am.Population.open(file_of(tmp_path / "agents", model_of(), *record), model_of())
+
+
+def test_blocks_that_are_beliefs_are_taken(tmp_path):
+    """What makes the others wrong is what is said of them."""
+    blocks = [pairs([7, 9], [0.5, 0.5]), words(([1 | 1 << 39], np.int64), ([0.5, 0.5], np.float64)),
+              words((np.eye(40)[3], np.float64)), words(([0.025], np.float64))]
+    path = file_of(tmp_path / "agents", model_of(), range(4), [2, 2, 1, 40], np.zeros(4), np.concatenate(blocks))
+    population = am.Population.open(path, model_of())
+    assert [b.indices.tolist() for b in population] == [[7, 9], [0, 39], [3], list(range(40))]
+    assert [b.storage for b in population] == ["pairs", "bitmap", "dense", "uniform"]
+
+
+@pytest.mark.parametrize("wrong", ["missing", "gap", "of another kind", "nameless"])
+def test_arrays_of_a_file_are_checked(wrong, tmp_path):
+    model = model_of(seen=4)
+    population = am.Population(model, 7)
+    buffers = population.buffers()
+    if wrong == "missing":
+        del buffers["counts.1"]
+    elif wrong == "gap":
+        buffers = {name.replace(".1", ".2"): array for name, array in buffers.items()}
+    elif wrong == "of another kind":
+        buffers["blocks.1"] = buffers["blocks.1"].view(np.float64)
+    else:
+        buffers["blocks"] = buffers.pop("blocks.1")
+    write_arrays(tmp_path / "agents", population.header, buffers)
     with pytest.raises(am.CorruptData):
         am.Population.open(tmp_path / "agents", model)
+
+
+def test_a_file_is_not_larger_than_its_population(tmp_path):
+    model = am.Model(np.eye(10_000), np.ones((10_000, 1)))
+    population = am.Population(model, 50)  # uniform priors
+    population.save(tmp_path / "agents")
+    assert (tmp_path / "agents").stat().st_size < population.nbytes + 20_000
+    assert am.Population.open(tmp_path / "agents", model).nbytes == population.nbytes
+
+
+def test_beliefs_are_not_set_while_their_buffers_are_held():
+    model = model_of(seen=4)
+    population = am.Population(model, 7)
+    population[3] = am.SparseBelief.point(40, 2)  # leaves a hole, which is closed first
+    before, held = snapshot(population), population.buffers()
+    assert not held["blocks.0"].flags.writeable
+    with pytest.raises(RuntimeError, match="`buffers` are still held"):
+        population[0] = am.SparseBelief.point(40, 1)
+    assert snapshot(population) == before
+    population.update(1, -1)  # makes new ones
+    again = am.Population.from_buffers(model, population.header, held)
+    assert snapshot(again) == before
+    del held
+    population[0] = am.SparseBelief.point(40, 1)
+    assert population[0].mode() == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_populations_can_be_pickled_and_copied(copied):
+    model = model_of(seen=4)
+    population = am.Population(model, 13, prune=1e-3, max_states=7, threads=2)
+    population.update(*(s[0] for s in streams(model, 13, 1)))
+    again = copied(population)
+    assert snapshot(again) == snapshot(population) and again.model == model
+    assert (again.prune, again.max_states, again.threads) == (1e-3, 7, 2)
+    before = snapshot(population)
+    again.update(0, 1)
+    assert snapshot(population) == before
 
 
 # ---- bytes

@@ -75,6 +75,30 @@ def log_preferences(preferences: ArrayLike, n_observations: int, depth: int) -> 
     return np.log(softmax(by_time) + EPSILON)
 
 
+def choose_actions(
+    G: NDArray[np.float64],
+    policies: Sequence[ArrayLike],
+    n_actions: int,
+    gamma: float,
+    alpha: float,
+    action_selection: str,
+    rng: Any,
+) -> NDArray[np.intp]:
+    """(n,): an action for each agent by what policies are worth to it, (n, n_policies); see `Population.act`."""
+    if action_selection not in ("deterministic", "stochastic"):
+        raise ValueError(f"action_selection={action_selection!r} given; expected 'deterministic' or 'stochastic'")
+    first = np.array([np.ravel(policy)[0] for policy in policies], dtype=np.intp)
+    p = softmax(gamma * G) @ np.eye(n_actions)[first]
+    if action_selection == "deterministic":
+        weights = (p >= p.max(axis=1, keepdims=True) - 1e-8).astype(np.float64)
+    else:
+        weights = softmax(alpha * np.log(p + EPSILON))
+    before = np.cumsum(weights, axis=1)
+    drawn = np.random.default_rng(rng).random((len(p), 1)) * before[:, -1:]
+    chosen = (before <= drawn).sum(axis=1)
+    return np.asarray(np.minimum(chosen, n_actions - 1), dtype=np.intp)
+
+
 def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Along the last axis."""
     p = np.exp(x - x.max(axis=-1, keepdims=True))

@@ -22,7 +22,7 @@ from agentmem.belief import SparseBelief
 from agentmem.errors import ImpossibleObservation
 from agentmem.files import read_arrays, write_arrays
 from agentmem.model import Model
-from agentmem.policy import EPSILON, Tree, log_preferences, sensors_of, softmax
+from agentmem.policy import Tree, choose_actions, log_preferences, sensors_of
 
 Part = TypeVar("Part")
 Done = TypeVar("Done")
@@ -172,16 +172,13 @@ class Population:
         -----
         O(entries of T in the rows of all supports), on `threads` threads without the GIL.
         """
-        if on_impossible not in ("raise", "predict", "likelihood"):
-            raise ValueError(f"on_impossible={on_impossible!r} given; expected 'raise', 'predict' or 'likelihood'")
-        a = self._per_agent(actions, "action", 0, self.model.n_actions)
-        o = self._per_agent(observations, "observation", -1, self.model.n_observations)
+        a, o = checked_step(self.model, len(self), actions, observations, on_impossible)
         with self._as_writer():
             evidence = np.empty(len(self))
             chunks = self._step_chunks(a, o, evidence)
             impossible = np.flatnonzero(evidence == -np.inf)
             if len(impossible) and on_impossible == "raise":
-                raise _impossible(impossible, a, o)
+                raise impossible_observations(impossible, a, o)
             for agent in impossible.tolist():
                 belief = self[agent]
                 belief.update(self.model, a[agent], o[agent], prune=self.prune, on_impossible=on_impossible)
@@ -258,19 +255,8 @@ class Population:
         takes the most probable, of equals (within 1e-8) one by lot; stochastic selection draws from the probabilities
         to the power of alpha. `rng` is a Generator or a seed; `options` are those of `expected_free_energy`.
         """
-        if action_selection not in ("deterministic", "stochastic"):
-            raise ValueError(f"action_selection={action_selection!r} given; expected 'deterministic' or 'stochastic'")
-        q_pi = softmax(gamma * self.expected_free_energy(policies, preferences, **options))
-        first = np.array([np.ravel(policy)[0] for policy in policies], dtype=np.intp)
-        p = q_pi @ np.eye(self.model.n_actions)[first]
-        if action_selection == "deterministic":
-            weights = (p >= p.max(axis=1, keepdims=True) - 1e-8).astype(np.float64)
-        else:
-            weights = softmax(alpha * np.log(p + EPSILON))
-        before = np.cumsum(weights, axis=1)
-        drawn = np.random.default_rng(rng).random((len(self), 1)) * before[:, -1:]
-        chosen = (before <= drawn).sum(axis=1)
-        return np.asarray(np.minimum(chosen, self.model.n_actions - 1), dtype=np.intp)
+        G = self.expected_free_energy(policies, preferences, **options)
+        return choose_actions(G, policies, self.model.n_actions, gamma, alpha, action_selection, rng)
 
     def _step_chunks(
         self, a: NDArray[np.intp], o: NDArray[np.intp], evidence: NDArray[np.float64]
@@ -294,18 +280,6 @@ class Population:
 
         with ThreadPoolExecutor(threads) as pool:  # 0.1 ms to start, which the second chunk is worth
             return list(pool.map(function, parts))
-
-    def _per_agent(self, given: ArrayLike, name: str, lowest: int, end: int) -> NDArray[np.intp]:
-        """One number for each agent, in range."""
-        numbers = np.asarray(given)
-        if numbers.shape not in ((), (len(self),)):
-            raise ValueError(f"{name}s of shape {numbers.shape} given; expected ({len(self)},)")
-        if numbers.dtype.kind not in "iu" and numbers.size:
-            raise TypeError(f"{name}s of dtype {numbers.dtype} given; expected ints")
-        numbers = np.broadcast_to(numbers, len(self))
-        if len(wrong := np.flatnonzero((numbers < lowest) | (numbers >= end))):
-            raise ValueError(f"agent {wrong[0]}: {name} {numbers[wrong[0]]} given; expected {lowest} to {end - 1}")
-        return numbers.astype(np.intp)
 
     # ---- one agent
 
@@ -458,7 +432,10 @@ class Population:
 
     def sample(self, rng: Any = None) -> NDArray[np.intp]:
         """(n,) flat indices: a state drawn for each agent. `rng` is a Generator or a seed. O(nnz)."""
-        draws = np.random.default_rng(rng).random(len(self))
+        return self._drawn(np.random.default_rng(rng).random(len(self)))
+
+    def _drawn(self, draws: NDArray[np.float64]) -> NDArray[np.intp]:
+        """The state that each agent's number, from 0 to 1, falls on."""
         return self._of_rows(_draws, np.intp, draws)
 
     def _of_rows(self, function: Any, dtype: Any, *arguments: NDArray[Any]) -> NDArray[Any]:
@@ -473,21 +450,47 @@ class Population:
         for k, chunk in enumerate(self._chunks):
             yield slice(k * CHUNK, k * CHUNK + chunk.n_rows), chunk.entries()
 
+    # ---- as header and buffers
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The facts that `from_buffers` needs beside the arrays and the model; JSON can hold it."""
+        facts = {"model": self.model.digest, "shape": list(self._template.shape)}
+        return facts | {"prune": self.prune, "max_states": self.max_states}
+
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """Every array by name. Beliefs are views, read-only: while they are held, no agent's belief can be set."""
+        return numbered(chunk.buffers() for chunk in self._chunks)
+
+    @classmethod
+    def from_buffers(
+        cls, model: Model, header: dict[str, Any], buffers: dict[str, NDArray[Any]], *, threads: int | None = None
+    ) -> Self:
+        """The population over this model that `header` and `buffers` were taken from; copies. O(bytes)."""
+        if header.keys() != {"model", "shape", "prune", "max_states"}:
+            raise ValueError(f"header {sorted(header)} of no population")
+        if header["model"] != model.digest:
+            raise ValueError(f"a population over the model {header['model']}; this one is {model.digest}")
+        population = cls.__new__(cls)
+        template = SparseBelief.uniform(tuple(header["shape"]), dtype=model.dtype)
+        population._begin(model, template, header["prune"], header["max_states"], threads)
+        chunks = []
+        for arrays in unnumbered(buffers):
+            chunks.append(CoreChunk(len(arrays["counts"]), model.n_states, model.dtype))
+            chunks[-1].fill(**arrays)
+        n = sum(chunk.n_rows for chunk in chunks)
+        whole = all(chunk.n_rows == CHUNK for chunk in chunks[:-1]) and (not chunks or chunks[-1].n_rows <= CHUNK)
+        population._chunks = chunks if whole else population._gathered(chunks, np.arange(n))
+        return population
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), self.model, self.header, self.buffers(), self.threads)
+
     # ---- as a file
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file for `open`, under a temporary name until it is whole; the model is not in it. O(nbytes)."""
-        records = [chunk.entries() for chunk in self._chunks]
-        empty = np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, self.model.dtype)
-        counts = [np.diff(offsets) for offsets, _, _ in records]
-        buffers = {
-            "offsets": np.concatenate([empty[0], np.cumsum(np.concatenate([[], *counts]), dtype=np.int64)]),
-            "states": np.concatenate([empty[1], *(states for _, states, _ in records)]),
-            "values": np.concatenate([empty[2], *(values for _, _, values in records)]),
-            "pruned_mass": np.concatenate([np.zeros(0), *(chunk.pruned() for chunk in self._chunks)]),
-        }
-        header = {"model": self.model.digest, "shape": list(self._template.shape)}
-        write_arrays(path, {**header, "prune": self.prune, "max_states": self.max_states}, buffers)
+        write_arrays(path, self.header, self.buffers())
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], model: Model, *, threads: int | None = None) -> Self:
@@ -497,42 +500,14 @@ class Population:
         """
         _check_model(model)
 
-        def build(header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> tuple[str, Any]:
-            if header.keys() != {"model", "shape", "prune", "max_states"}:
-                raise ValueError(f"header {sorted(header)} of no population")
-            population = cls.__new__(cls)
-            if header["model"] == model.digest:
-                template = SparseBelief.uniform(tuple(header["shape"]), dtype=model.dtype)
-                population._begin(model, template, header["prune"], header["max_states"], threads)
-                population._chunks = population._filled(**buffers)
-            return header["model"], population
+        def build(header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> Self | str:
+            other: str = header.get("model", model.digest)
+            return other if other != model.digest else cls.from_buffers(model, header, buffers, threads=threads)
 
-        digest, population = read_arrays(path, build)
-        if digest != model.digest:
-            raise ValueError(f"{path}: a population over the model {digest}; this one is {model.digest}")
-        made: Self = population
-        return made
-
-    def _filled(
-        self,
-        offsets: NDArray[np.int64],
-        states: NDArray[np.int32],
-        values: NDArray[Any],
-        pruned_mass: NDArray[np.float64],
-    ) -> list[CoreChunk]:
-        """New chunks of what `save` wrote."""
-        chunks = []
-        if len(offsets) != len(pruned_mass) + 1 or offsets[0] != 0 or (np.diff(offsets) < 1).any():
-            raise ValueError(f"{len(offsets)} offsets of {len(pruned_mass)} agents")
-        for first in range(0, len(pruned_mass), CHUNK):
-            part = offsets[first : first + CHUNK + 1]
-            entries = slice(part[0], part[-1])
-            chunk = CoreChunk(len(part) - 1, self.model.n_states, self.model.dtype)
-            chunk.fill(part - part[0], states[entries], values[entries], pruned_mass[first : first + CHUNK])
-            chunks.append(chunk)
-        if offsets[-1] != len(states):
-            raise ValueError(f"{len(states)} states given for offsets up to {offsets[-1]}")
-        return chunks
+        population: Self | str = read_arrays(path, build)
+        if isinstance(population, str):
+            raise ValueError(f"{path}: a population over the model {population}; this one is {model.digest}")
+        return population
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} agents, n_states={self.model.n_states}, nbytes={self.nbytes})"
@@ -547,7 +522,53 @@ def _copy_of(belief: Any, dtype: Any = None) -> SparseBelief:
     return belief.copy() if isinstance(belief, SparseBelief) else SparseBelief(belief, dtype=dtype)
 
 
-def _impossible(agents: NDArray[np.intp], a: NDArray[np.intp], o: NDArray[np.intp]) -> ImpossibleObservation:
+def _unpickled(
+    cls: type[Population], model: Model, header: dict[str, Any], buffers: dict[str, NDArray[Any]], threads: int | None
+) -> Population:
+    return cls.from_buffers(model, header, buffers, threads=threads)
+
+
+def numbered(parts: Iterable[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The arrays of several chunks under names of their own."""
+    return {f"{name}.{k}": array for k, part in enumerate(parts) for name, array in part.items()}
+
+
+def unnumbered(buffers: dict[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+    """The arrays of each chunk that `numbered` put together."""
+    parts: dict[int, dict[str, NDArray[Any]]] = {}
+    for key, array in buffers.items():
+        name, k = key.split(".")
+        parts.setdefault(int(k), {})[name] = array
+    return [parts[k] for k in range(len(parts))]
+
+
+def checked_step(
+    model: Model, n_agents: int, actions: ArrayLike, observations: ArrayLike, on_impossible: OnImpossible
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """What `update` is given, as an action and an observation for each agent."""
+    if on_impossible not in ("raise", "predict", "likelihood"):
+        raise ValueError(f"on_impossible={on_impossible!r} given; expected 'raise', 'predict' or 'likelihood'")
+    a = _per_agent(actions, n_agents, "action", 0, model.n_actions)
+    return a, _per_agent(observations, n_agents, "observation", -1, model.n_observations)
+
+
+def _per_agent(given: ArrayLike, n_agents: int, name: str, lowest: int, end: int) -> NDArray[np.intp]:
+    """One number for each agent, in range."""
+    numbers = np.asarray(given)
+    if numbers.shape not in ((), (n_agents,)):
+        raise ValueError(f"{name}s of shape {numbers.shape} given; expected ({n_agents},)")
+    if numbers.dtype.kind not in "iu" and numbers.size:
+        raise TypeError(f"{name}s of dtype {numbers.dtype} given; expected ints")
+    numbers = np.broadcast_to(numbers, n_agents)
+    if len(wrong := np.flatnonzero((numbers < lowest) | (numbers >= end))):
+        raise ValueError(f"agent {wrong[0]}: {name} {numbers[wrong[0]]} given; expected {lowest} to {end - 1}")
+    return numbers.astype(np.intp)
+
+
+def impossible_observations(
+    agents: NDArray[np.intp], a: NDArray[np.intp], o: NDArray[np.intp]
+) -> ImpossibleObservation:
+    """The error that names these agents, of all agents' actions and observations."""
     named = ", ".join(f"{k} (action {a[k]}, observation {o[k]})" for k in agents[:5].tolist())
     more = f" and {len(agents) - 5} more" if len(agents) > 5 else ""
     message = f"impossible observations of agents {named}{more}: evidence 0.0; see on_impossible= for ways to go on"

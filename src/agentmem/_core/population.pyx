@@ -7,20 +7,22 @@ A step reads one chunk and fills a new one from the front, so that a step that f
 replaced by itself (`store`) goes to the end and leaves a hole, which the next step closes.
 """
 cimport numpy as cnp
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.math cimport INFINITY
-from libc.stdint cimport int16_t, int32_t, int64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint64_t
 from libc.string cimport memcpy
 
 import numpy as np
 
-from agentmem._core.array cimport item_size, make_block, payload_size, smallest_storage
+from agentmem._core.array cimport item_size, make_block, payload_size
 from agentmem._core.belief cimport CoreBelief
 from agentmem._core.model cimport CoreModel
 from agentmem._core.scratch cimport Workspace, borrow, give_back
 from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, evidence_of, foresee, list_entries, read_block,
                                   rescale, write_block)
-from agentmem._core.types cimport NO_EVIDENCE, NO_MEMORY, NORMALIZED, PAIRS
+from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NORMALIZED, PAIRS, UNIFORM, lowest_bit,
+                                   value_t)
 
 cnp.import_array()
 
@@ -49,6 +51,15 @@ cdef inline void read_row(CoreChunk chunk, Py_ssize_t k, Source* source) noexcep
     read_block(chunk.buffer + row.offset, row.storage, row.n_stored, chunk.n_cells, chunk.type_num, source)
 
 
+cdef void append_row(CoreChunk chunk, Py_ssize_t k, int storage, Py_ssize_t n_stored, int is_measure,
+                     double pruned_mass) noexcept nogil:
+    """Make the block that begins where the used ones end that of row k."""
+    chunk.rows[k].offset, chunk.rows[k].n_stored = chunk.used, <int32_t> n_stored
+    chunk.rows[k].storage, chunk.rows[k].is_measure = storage, is_measure
+    chunk.pruned_mass[k] = pruned_mass
+    chunk.used += room_for(chunk, storage, n_stored)
+
+
 cdef char* place(CoreChunk chunk, Py_ssize_t k, int storage, Py_ssize_t n_stored, int is_measure,
                  double pruned_mass) noexcept nogil:
     """Give row k a block of this size behind all others, to be filled at once; NULL (as before) without memory."""
@@ -57,11 +68,54 @@ cdef char* place(CoreChunk chunk, Py_ssize_t k, int storage, Py_ssize_t n_stored
     if not ensure(chunk, size):
         return NULL
     block = chunk.buffer + chunk.used
-    chunk.rows[k].offset, chunk.rows[k].n_stored = chunk.used, <int32_t> n_stored
-    chunk.rows[k].storage, chunk.rows[k].is_measure = storage, is_measure
-    chunk.pruned_mass[k] = pruned_mass
-    chunk.used += size
+    (<int64_t*> (block + size - 8))[0] = 0  # the same bytes for the same belief, up to where the next one begins
+    append_row(chunk, k, storage, n_stored, is_measure, pruned_mass)
     return block
+
+
+cdef bint is_listed(const value_t* values, const Source* source) noexcept nogil:
+    """Whether values and places are those of a belief of `n_stored` states."""
+    cdef Py_ssize_t k, n_values = source.n_stored, found = 0
+    if source.storage >= DENSE:
+        n_values = source.n_states if source.storage == DENSE else 1
+    for k in range(n_values):
+        if not 0 <= values[k] < INFINITY:
+            return False
+        found += values[k] > 0
+    if source.storage == UNIFORM:
+        return found == 1 and source.n_stored == source.n_states
+    if found != source.n_stored:
+        return False
+    if source.storage == PAIRS:
+        for k in range(source.n_stored):
+            if source.support[k] < 0 or source.support[k] >= source.n_states:
+                return False
+            if k > 0 and source.support[k] <= source.support[k - 1]:
+                return False
+    return source.storage != BITMAP or count_bits(source.words, source.n_states) == source.n_stored
+
+
+cdef Py_ssize_t count_bits(const uint64_t* words, Py_ssize_t n_bits) noexcept nogil:
+    """How many are set; -1 if one beyond the last is."""
+    cdef Py_ssize_t k, n = 0
+    cdef uint64_t word
+    for k in range((n_bits + 63) >> 6):
+        word = words[k]
+        while word:
+            if k * 64 + lowest_bit(word) >= n_bits:
+                return -1
+            word &= word - 1
+            n += 1
+    return n
+
+
+cdef bint is_belief(CoreChunk chunk, Py_ssize_t offset, int storage, Py_ssize_t n_stored) noexcept nogil:
+    """Whether a block of the buffer, all of which is there, is a belief of so many states in this form."""
+    cdef Source source
+    read_block(chunk.buffer + offset, storage, n_stored, chunk.n_cells, chunk.type_num, &source)
+    if chunk.type_num == cnp.NPY_DOUBLE:
+        return is_listed(<const double*> source.mass, &source)
+    return is_listed(<const float*> source.mass, &source)
 
 
 cdef bint copy_row(CoreChunk to, Py_ssize_t k, CoreChunk source, Py_ssize_t j) noexcept nogil:
@@ -126,13 +180,13 @@ cdef bint ensure(CoreChunk chunk, Py_ssize_t more) noexcept nogil:
     return True
 
 
-cdef void close_holes(CoreChunk chunk) noexcept nogil:
-    """Move the blocks together; without memory all stays as it is."""
+cdef bint close_holes(CoreChunk chunk) noexcept nogil:
+    """Move the blocks together, row behind row; False (as before) without memory."""
     cdef Py_ssize_t k, size, used = 0
     cdef Py_ssize_t room = max(<Py_ssize_t> 8, chunk.used - chunk.holes)
     cdef char* buffer = <char*> PyMem_RawMalloc(room)
     if buffer == NULL:
-        return
+        return False
     for k in range(chunk.n_rows):
         if chunk.rows[k].n_stored >= 0:
             size = size_of(chunk, k)
@@ -141,6 +195,7 @@ cdef void close_holes(CoreChunk chunk) noexcept nogil:
             used += size
     PyMem_RawFree(chunk.buffer)
     chunk.buffer, chunk.used, chunk.room, chunk.holes = buffer, used, room, 0
+    return True
 
 
 # ---- wrapper
@@ -154,7 +209,7 @@ cdef class CoreChunk:
     cdef double* pruned_mass
     cdef char* buffer
     cdef Py_ssize_t used, room, holes  # bytes of the buffer
-    cdef int stepping                  # steps that read the buffer without the GIL: it must not move
+    cdef int readers                   # steps without the GIL, and views: the buffer must not move
 
     def __cinit__(self, Py_ssize_t n_rows, Py_ssize_t n_cells, dtype, Py_ssize_t room=0):
         """`n_rows` agents of `n_cells` states; each row is to be stored before it is read."""
@@ -178,12 +233,19 @@ cdef class CoreChunk:
         PyMem_RawFree(self.pruned_mass)
         PyMem_RawFree(self.buffer)
 
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self.buffer, self.used, True, flags)
+        self.readers += 1
+
+    def __releasebuffer__(self, Py_buffer* view):
+        self.readers -= 1
+
     def __sizeof__(self):
         return type(self).__basicsize__ + self.n_rows * (sizeof(Row) + sizeof(double)) + self.room
 
     cdef int check_still(self) except -1:
-        if self.stepping:
-            raise RuntimeError("two writers in one chunk: another thread is stepping it")
+        if self.readers:
+            raise RuntimeError("two writers in one chunk: a thread is stepping it, or its `buffers` are still held")
         return 0
 
     cdef int check_row(self, Py_ssize_t k, bint filled) except -1:
@@ -253,56 +315,56 @@ cdef class CoreChunk:
         for k in range(wanted.shape[0]):
             copy_row(self, first + k, other, wanted[k])  # there is room
 
-    def fill(self, offsets, states, values, pruned_mass):
-        """Make the rows of a CSR record the beliefs of a chunk that has none yet: what `entries` gave, checked.
+    def buffers(self):
+        """All rows by name: storage and counts (n_rows,) int32, pruned_mass (n_rows,) float64, blocks int64.
 
-        offsets : (n_rows + 1,) int64; states : int32, ascending in a row; values : of the chunk's dtype, above zero;
-        pruned_mass : (n_rows,) float64.
+        The blocks, row behind row, are a view; while somebody holds it, no row can be stored.
         """
-        cdef const int64_t[::1] starts = np.array(offsets, dtype=np.int64)
-        cdef const int32_t[::1] places = np.array(states, dtype=np.int32)
-        cdef const double[::1] mass = np.array(values, dtype=np.float64)
-        cdef const double[::1] pruned = np.array(pruned_mass, dtype=np.float64)
-        cdef Py_ssize_t k, e, n
-        cdef Posterior posterior
-        cdef Plan plan
-        cdef char* block
-        if starts.shape[0] != self.n_rows + 1 or pruned.shape[0] != self.n_rows or places.shape[0] != mass.shape[0]:
-            raise ValueError(f"{starts.shape[0]} offsets, {pruned.shape[0]} pruned masses, {places.shape[0]} states and "
-                             f"{mass.shape[0]} values given for {self.n_rows} agents")
-        if starts[0] != 0 or starts[self.n_rows] != places.shape[0]:
-            raise ValueError(f"offsets from {starts[0]} to {starts[self.n_rows]} given for {places.shape[0]} states")
+        cdef Py_ssize_t k
+        storage, counts = np.empty(self.n_rows, np.int32), np.empty(self.n_rows, np.int32)
+        pruned_mass = np.empty(self.n_rows)
+        cdef int32_t[::1] forms = storage, stored = counts
+        cdef double[::1] pruned = pruned_mass
+        if self.holes:
+            self.check_still()
+            if not close_holes(self):
+                raise MemoryError
         for k in range(self.n_rows):
-            if self.rows[k].n_stored >= 0:
-                raise ValueError(f"row {k} has a belief already")
-            if starts[k + 1] <= starts[k] or starts[k + 1] > places.shape[0]:
-                raise ValueError(f"row {k}: offsets {starts[k]} to {starts[k + 1]} given; expected at least one state")
+            self.check_row(k, True)
+            forms[k], stored[k], pruned[k] = self.rows[k].storage, self.rows[k].n_stored, self.pruned_mass[k]
+        blocks = np.frombuffer(self, np.int64) if self.used else np.empty(0, np.int64)
+        return {"storage": storage, "counts": counts, "pruned_mass": pruned_mass, "blocks": blocks}
+
+    def fill(self, storage, counts, pruned_mass, blocks):
+        """Make what `buffers` gave the rows of a chunk that has none yet. It may come from anywhere: all is checked."""
+        cdef const int32_t[::1] forms = np.array(storage, dtype=np.int32), stored = np.array(counts, dtype=np.int32)
+        cdef const double[::1] pruned = np.array(pruned_mass, dtype=np.float64)
+        cdef const int64_t[::1] words = blocks
+        cdef Py_ssize_t k, size, at = 0, n_bytes = 8 * words.shape[0]
+        if not forms.shape[0] == stored.shape[0] == pruned.shape[0] == self.n_rows:
+            raise ValueError(f"{forms.shape[0]} storages, {stored.shape[0]} counts and {pruned.shape[0]} pruned masses "
+                             f"given for {self.n_rows} agents")
+        self.check_still()
+        if self.used:
+            raise ValueError("a chunk that has beliefs already")
+        if not ensure(self, n_bytes):
+            raise MemoryError
+        if n_bytes:
+            memcpy(self.buffer, &words[0], n_bytes)  # before it is checked: what is checked is what is kept
+        for k in range(self.n_rows):
+            if forms[k] < PAIRS or forms[k] > UNIFORM or stored[k] < 1 or stored[k] > self.n_cells:
+                raise ValueError(f"row {k}: {stored[k]} states of {self.n_cells} in storage {forms[k]} given")
             if not 0 <= pruned[k] < INFINITY:
                 raise ValueError(f"row {k}: pruned mass {pruned[k]} given")
-            for e in range(starts[k], starts[k + 1]):
-                if places[e] < 0 or places[e] >= self.n_cells or (e > starts[k] and places[e] <= places[e - 1]):
-                    raise ValueError(f"row {k}: state {places[e]} given; expected ascending ones below {self.n_cells}")
-                if not 0 < mass[e] < INFINITY:
-                    raise ValueError(f"row {k}: value {mass[e]} given; expected finite and above 0")
+            size = room_for(self, forms[k], stored[k])
+            if size > n_bytes - at or not is_belief(self, at, forms[k], stored[k]):
+                raise ValueError(f"row {k}: no belief of {stored[k]} states among {self.n_cells}")
+            at += size
+        if at != n_bytes:
+            raise ValueError(f"{n_bytes} bytes given for beliefs of {at}")
         for k in range(self.n_rows):
-            n = starts[k + 1] - starts[k]
-            posterior.found, posterior.mass, posterior.n = &places[starts[k]], <double*> &mass[starts[k]], n
-            plan.kept, plan.kept_mass, plan.threshold = n, 1.0, 0.0
-            plan.storage = smallest_storage(PAIRS, n, self.n_cells, item_size(self.type_num))
-            block = place(self, k, plan.storage, n, 1, pruned[k])
-            if block == NULL:
-                raise MemoryError
-            write_block(&posterior, &plan, self.n_cells, self.type_num, block)
+            append_row(self, k, forms[k], stored[k], 1, pruned[k])
         self.trim()
-
-    def pruned(self):
-        """(n_rows,) float64: what pruning took from each agent so far."""
-        cdef Py_ssize_t k
-        taken = np.empty(self.n_rows)
-        cdef double[::1] mass = taken
-        for k in range(self.n_rows):
-            mass[k] = self.pruned_mass[k]
-        return taken
 
     def step(self, CoreModel model not None, actions, observations, double relative, Py_ssize_t most,
              double[::1] evidence not None):
@@ -340,10 +402,10 @@ cdef class CoreChunk:
         w = borrow(self.n_cells)
         if w == NULL:
             raise MemoryError
-        self.stepping += 1
+        self.readers += 1
         with nogil:
             status = step_rows(self, new, model, &a[0], &o[0], relative, most, w, &evidence[0], &at)
-        self.stepping -= 1
+        self.readers -= 1
         give_back(w)
         if status == NO_MEMORY:
             raise MemoryError
