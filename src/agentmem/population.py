@@ -500,13 +500,14 @@ class Population:
         """
         _check_model(model)
 
-        def build(header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> Self | str:
+        def build(header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> tuple[str, Self | None]:
             other: str = header.get("model", model.digest)
-            return other if other != model.digest else cls.from_buffers(model, header, buffers, threads=threads)
+            same = other == model.digest
+            return other, cls.from_buffers(model, header, buffers, threads=threads) if same else None
 
-        population: Self | str = read_arrays(path, build)
-        if isinstance(population, str):
-            raise ValueError(f"{path}: a population over the model {population}; this one is {model.digest}")
+        digest, population = read_arrays(path, build)
+        if population is None:
+            raise ValueError(f"{path}: a population over the model {digest}; this one is {model.digest}")
         return population
 
     def __repr__(self) -> str:
