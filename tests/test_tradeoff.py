@@ -10,7 +10,7 @@ from scipy import sparse
 
 import agentmem as am
 from agentmem.profiler import report, tradeoff
-from agentmem.profiler.tradeoff import Configuration, World, grid_world, position_sensor, sample_row
+from agentmem.profiler.tradeoff import Configuration, World, grid_world, position_sensor, sample_rows
 
 
 def assert_same_world(a, b):
@@ -93,9 +93,9 @@ def test_grids_are_seeded():
 def test_rows_are_sampled_by_their_weights():
     table = sparse.csr_array(np.array([[0.0, 0.2, 0.0, 0.8], [1.0, 0.0, 0.0, 0.0]]))
     rng = np.random.default_rng(0)
-    drawn = np.bincount([sample_row(table, 0, rng) for _ in range(2000)], minlength=4) / 2000
+    drawn = np.bincount(sample_rows(table, np.zeros(2000, int), rng), minlength=4) / 2000
     assert np.allclose(drawn, [0, 0.2, 0, 0.8], atol=0.05)
-    assert sample_row(table, 1, rng) == 0
+    assert sample_rows(table, np.array([1, 1]), rng).tolist() == [0, 0]
 
 
 def test_a_world_comes_back_from_its_directory(world, tmp_path):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,16 @@ from agentmem import __version__
 from agentmem.errors import CorruptData
 from agentmem.formats import read_pomdp
 from agentmem.integrations import gymnasium
-from agentmem.profiler import report, tradeoff
+from agentmem.profiler import report, throughput, tradeoff
 
 if TYPE_CHECKING:
     import click
 
 # Beyond this the dense rival would measure the machine's swap.
 DENSE_LIMIT = 2 * 2**30
+
+AGENTS, STEPS = 20, 200
+SECONDS = 20  # that a population goes on after its first step, unless a number of steps is asked for
 
 
 def main() -> None:
@@ -47,23 +51,17 @@ def commands() -> click.Group:
                 whole = False
             return super().convert(int(float(value)) if whole else value, parameter, context)
 
-    world_options: list[click.Parameter] = [
-        click.Option(
-            ["--agents"],
+    def count(name: str, default: int | None, text: str) -> click.Parameter:
+        return click.Option(
+            [f"--{name}"],
             metavar="N",
-            type=click.IntRange(min=1),
-            default=20,
-            show_default=True,
-            help="Agents that walk the world.",
-        ),
-        click.Option(
-            ["--steps"],
-            metavar="N",
-            type=click.IntRange(min=1),
-            default=200,
-            show_default=True,
-            help="Steps of each agent.",
-        ),
+            type=Count(min=1, max=10**7),
+            default=default,
+            show_default=default is not None,
+            help=text,
+        )
+
+    seed_and_json: list[click.Parameter] = [
         click.Option(
             ["--seed"],
             metavar="N",
@@ -92,12 +90,7 @@ def commands() -> click.Group:
             metavar="NAME",
             help=f"A gymnasium environment: {', '.join(gymnasium.ENVIRONMENTS)}, or one's id.",
         ),
-        click.Option(
-            ["--states"],
-            metavar="N",
-            type=Count(min=1, max=10**7),
-            help="A generated grid of about N states, as square as N allows.",
-        ),
+        count("states", None, "A generated grid of about N states, as square as N allows."),
         click.Option(
             ["--prune"],
             metavar="SHARE",
@@ -109,20 +102,39 @@ def commands() -> click.Group:
         "agentmem",
         help="Sparse belief states for many agents: what they cost beside dense NumPy and scipy.sparse.",
         commands=[
-            click.Command("demo", callback=demo, help=demo.__doc__, params=world_options),
+            click.Command(
+                "demo",
+                callback=demo,
+                help=demo.__doc__,
+                params=[
+                    count("agents", None, "Show a Population of N agents instead."),
+                    count(
+                        "steps",
+                        None,
+                        f"Steps of each agent.  [default: {STEPS}; with --agents, as many of them as {SECONDS} seconds "
+                        "after the first allow]",
+                    ),
+                    *seed_and_json,
+                ],
+            ),
             click.Command(
                 "compare",
                 callback=compare,
                 help=compare.__doc__,
                 short_help="The same table for another world or a .POMDP file.",
-                params=[*which_world, *world_options],
+                params=[
+                    *which_world,
+                    count("agents", AGENTS, "Agents that walk the world."),
+                    count("steps", STEPS, "Steps of each agent."),
+                    *seed_and_json,
+                ],
             ),
         ],
     )
     return click.version_option(__version__, prog_name="agentmem")(group)
 
 
-def demo(agents: int, steps: int, seed: int, json_file: Path | None) -> None:
+def demo(agents: int | None, steps: int | None, seed: int, json_file: Path | None) -> None:
     """Track agents on a 50 x 50 frozen lake, four ways.
 
     Agents slip at random over a generated map of gymnasium's FrozenLake (2,500 states) and read their
@@ -130,13 +142,41 @@ def demo(agents: int, steps: int, seed: int, json_file: Path | None) -> None:
     SparseBelief exact and SparseBelief pruned follow the same walks, each in its own process. Prints what
     each held, how long an update took, and how far its beliefs are from dense NumPy's. Takes less than a
     minute.
+
+    With --agents N, a Population of N agents, a million for example, walks a slippery 100 x 100 grid instead:
+    from anywhere, knowing nothing, sensing its position with noise. Shows agent-steps per second while they
+    step, the bytes per agent, and the memory of the process. The clock sees Population.update alone, not the
+    simulation of what the agents do and read.
     """
+    if agents is not None:
+        _step_population(agents, steps, seed, json_file)
+        return
+    agents, steps = AGENTS, STEPS if steps is None else steps
     env, sensor = gymnasium.frozen_lake(50, seed)
     world = gymnasium.world_from_env(
         env, sensor, name="FrozenLake 50 x 50", agents=agents, steps=steps, seed=seed
     )
     parameters = {"agents": agents, "steps": steps, "seed": seed}
     _compare(world, tradeoff.standard_configurations(), "demo", parameters, json_file)
+
+
+def _step_population(agents: int, steps: int | None, seed: int, json_file: Path | None) -> None:
+    import click
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    watched = console.is_terminal and not console.is_dumb_terminal
+    limits = (STEPS, SECONDS) if steps is None else (steps, math.inf)
+    with console.status(f"{agents:,} agents take their first step") if watched else nullcontext() as status:
+        for record in throughput.measure(100, 100, agents, steps=limits[0], seconds=limits[1], seed=seed):
+            if status is not None:
+                status.update(Text(report.progress(record)))
+            elif record.steps.bit_count() == 1:  # each time the steps double: a log has no use for hundreds
+                click.echo(report.progress(record), err=True)
+    click.echo(report.throughput_summary(record))
+    parameters = {"agents": agents, "steps": steps, "seed": seed}
+    _write(json_file, report.throughput_to_json(record, command="demo", parameters=parameters))
 
 
 def compare(
@@ -252,12 +292,18 @@ def _compare(
 
     Console().print(report.to_table(world, measurements))
     click.echo("\n" + report.summary(measurements))
-    if json_file is not None:
-        record = report.to_json(world, measurements, command=command, parameters=parameters)
-        try:
-            _write_atomically(json_file, json.dumps(record, indent=2) + "\n")
-        except OSError as error:
-            raise click.ClickException(f"cannot write {json_file}: {error.strerror}") from None
+    _write(json_file, report.to_json(world, measurements, command=command, parameters=parameters))
+
+
+def _write(json_file: Path | None, record: dict[str, Any]) -> None:
+    import click
+
+    if json_file is None:
+        return
+    try:
+        _write_atomically(json_file, json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise click.ClickException(f"cannot write {json_file}: {error.strerror}") from None
 
 
 def _check_writable(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:

@@ -500,7 +500,7 @@ class Population:
         """
         _check_model(model)
 
-        def build(header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> tuple[str, Self | None]:
+        def build(header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> tuple[str, Any]:
             other: str = header.get("model", model.digest)
             same = other == model.digest
             return other, cls.from_buffers(model, header, buffers, threads=threads) if same else None
@@ -508,7 +508,8 @@ class Population:
         digest, population = read_arrays(path, build)
         if population is None:
             raise ValueError(f"{path}: a population over the model {digest}; this one is {model.digest}")
-        return population
+        made: Self = population
+        return made
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} agents, n_states={self.model.n_states}, nbytes={self.nbytes})"

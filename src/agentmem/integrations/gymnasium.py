@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy import sparse
 
 from agentmem.model import Model
-from agentmem.profiler.tradeoff import World, position_sensor, sample_row
+from agentmem.profiler.tradeoff import World, position_sensor, sample_rows
 
 Observation = ArrayLike | sparse.sparray | sparse.spmatrix | Callable[[int], ArrayLike] | None
 
@@ -174,7 +174,7 @@ def world_from_env(
 
     rng = np.random.default_rng(seed)
     actions = rng.integers(len(transition), size=(steps, agents))
-    observations = np.empty((steps, agents), np.int64)
+    states = np.empty((agents, steps), np.int64)
     restarts = np.zeros((steps, agents), np.bool_)
     env.reset(seed=seed)
     for agent in range(agents):
@@ -183,8 +183,7 @@ def world_from_env(
             if done:
                 env.reset()
                 restarts[step, agent] = True
-            state, _, terminated, truncated, _ = env.step(int(actions[step, agent]))
-            observations[step, agent] = sample_row(table, int(state), rng)
+            states[agent, step], _, terminated, truncated, _ = env.step(int(actions[step, agent]))
             done = terminated or truncated
     return World(
         name=name,
@@ -192,7 +191,7 @@ def world_from_env(
         observation=table,
         initial=np.full(n_states, 1 / n_states) if initial is None else initial,
         actions=actions,
-        observations=observations,
+        observations=sample_rows(table, states.ravel(), rng).reshape(agents, steps).T,
         restarts=restarts,
     )
 

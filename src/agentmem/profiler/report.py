@@ -1,4 +1,4 @@
-"""Records in; a JSON dict, a rich table or a sentence out. Pure functions; nothing is measured here."""
+"""Records in; a JSON dict, a rich table or text out. Pure functions; nothing is measured here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from agentmem.profiler.throughput import Throughput
 from agentmem.profiler.tradeoff import Measurement, World
 
 if TYPE_CHECKING:
@@ -117,6 +118,58 @@ def summary(measurements: Sequence[Measurement]) -> str:
         reference = measurements[0].configuration.name
         sentence += f"; largest difference from {reference} {_difference(ours.largest_difference)}"
     return sentence + "."
+
+
+def throughput_to_json(record: Throughput, *, command: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What was asked and what a population took, as JSON types; sizes in bytes, rates in agent-steps per second."""
+    derived = ("rate", "later_rate", "last_rate", "bytes_per_agent", "dense_bytes")
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "parameters": parameters,
+        "throughput": asdict(record) | {name: getattr(record, name) for name in derived},
+        "summary": throughput_summary(record),
+    }
+
+
+def progress(record: Throughput) -> str:
+    """One line while a population steps, under 80 columns."""
+    return (
+        f"step {record.steps:,}: {_rate(record.last_rate)} agent-steps/s, "
+        f"{record.bytes_per_agent:,.0f} bytes per agent, RSS {_size(record.rss)}"
+    )
+
+
+def throughput_summary(record: Throughput) -> str:
+    """What a population took in all, a line for each figure, under 80 columns."""
+    first = f"step 1, from beliefs over all states, took {_time(record.first_seconds)}"
+    later = record.later_rate
+    figures = {
+        "agents": f"{record.agents:,}",
+        "states": f"{record.states:,} of a {record.world}; an agent holds {record.states_held:.1f}",
+        "steps": f"{record.steps:,} of every agent",
+        "agent-steps per second": f"{_rate(record.rate)}; {first}",
+        "from step 2 on": None if later is None else _rate(later),
+        "simulation, not counted": f"{_time(record.walk_seconds)} for actions and readings",
+        "bytes per agent": f"{record.bytes_per_agent:,.1f}, beside one model of {_size(record.model_bytes)}",
+        "all beliefs": _size(record.nbytes),
+        "as dense float64 rows": f"{_size(record.dense_bytes)}, {_figure(record.dense_bytes / record.nbytes)}x",
+        "RSS": f"{_size(record.rss)}, Python with its libraries {_size(record.base_rss)} of it",
+        "peak RSS": _size(record.peak_rss),
+    }
+    width = max(map(len, figures))
+    return "\n".join(f"{name:<{width}}  {figure}" for name, figure in figures.items() if figure is not None)
+
+
+def _rate(per_second: float) -> str:
+    """Three figures."""
+    if per_second >= 1e6:
+        return f"{_figure(per_second / 1e6)} million"
+    return f"{float(f'{per_second:.3g}'):,.0f}"
+
+
+def _time(seconds: float) -> str:
+    return f"{_figure(seconds)} s" if seconds >= 1 else f"{_figure(seconds * 1e3)} ms"
 
 
 def _ratio(what: str, rival: float, ours: float, gain: str) -> str:

@@ -1,6 +1,6 @@
 """Memory against time and error: filters run over the same world, each measured in a process of its own.
 
-Here live the workload (`World`), generated grids and their sensor, the rival filters, and the measuring. What
+Here live the workload (`World`), generated grids and walks on them, the rival filters, and the measuring. What
 was measured is shown by `report`; worlds of gymnasium come from `integrations.gymnasium`.
 
     parent                            one child per configuration
@@ -163,12 +163,11 @@ def position_sensor(rows: int, columns: int) -> sparse.csr_array:
     return sparse.kron(_blur(rows), _blur(columns), format="csr")
 
 
-def grid_world(rows: int, columns: int, *, agents: int, steps: int, seed: int) -> World:
-    """A slippery grid without walls under `position_sensor`; agents walk at random, from anywhere.
+def slippery_grid(rows: int, columns: int) -> tuple[list[sparse.csr_array], sparse.csr_array]:
+    """One (S, S) transition per action of a grid without walls, and its `position_sensor`. O(states).
 
     Actions are left, down, right, up, as FrozenLake's. A step goes where it was meant to with probability
-    0.8, to either side with 0.1, and stays where the border stops it. The prior is uniform.
-    O(states + agents x steps).
+    0.8, to either side with 0.1, and stays where the border stops it.
     """
     moves = [
         sparse.kron(_shift(rows, down), _shift(columns, right), format="csr")
@@ -178,8 +177,15 @@ def grid_world(rows: int, columns: int, *, agents: int, steps: int, seed: int) -
         sparse.csr_array(0.8 * moves[action] + 0.1 * (moves[action - 1] + moves[(action + 1) % 4]))
         for action in range(4)
     ]
-    observation = position_sensor(rows, columns)
+    return transition, position_sensor(rows, columns)
 
+
+def grid_world(rows: int, columns: int, *, agents: int, steps: int, seed: int) -> World:
+    """A `slippery_grid` where agents walk at random, from anywhere. The prior is uniform.
+
+    O(states + agents x steps).
+    """
+    transition, observation = slippery_grid(rows, columns)
     return walked_world(
         f"{rows} x {columns} slippery grid",
         transition,
@@ -203,18 +209,12 @@ def walked_world(
 ) -> World:
     """The world of these tables, and agents that start as `initial` says and act at random. O(agents x steps)."""
     rng = np.random.default_rng(seed)
-    n_states = initial.size
-    of_action = n_states if observation.shape[0] > n_states else 0
-    actions = rng.integers(len(transition), size=(steps, agents))
-    observations = np.empty((steps, agents), np.int64)
+    actions, observations = np.empty((steps, agents), np.int64), np.empty((steps, agents), np.int64)
     restarts = np.zeros((steps, agents), np.bool_)
     restarts[0] = True
-    begins = rng.choice(n_states, size=agents, p=initial)
-    for agent, state in enumerate(begins.tolist()):
-        for step in range(steps):
-            action = int(actions[step, agent])
-            state = sample_row(transition[action], state, rng)
-            observations[step, agent] = sample_row(observation, action * of_action + state, rng)
+    walk = random_walk(transition, observation, rng.choice(initial.size, size=agents, p=initial), rng)
+    for step in range(steps):
+        actions[step], observations[step] = next(walk)
     return World(
         name=name,
         transition=transition,
@@ -226,12 +226,56 @@ def walked_world(
     )
 
 
-def sample_row(table: sparse.csr_array, row: int, rng: np.random.Generator) -> int:
-    """A column of `table`, drawn with that row's weights."""
-    first, last = table.indptr[row], table.indptr[row + 1]
-    cumulated = np.cumsum(table.data[first:last])
-    drawn = np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right")
-    return int(table.indices[first + min(drawn, last - first - 1)])
+def random_walk(
+    transition: Sequence[sparse.csr_array],
+    observation: sparse.csr_array,
+    states: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Actions and readings, (n,) each, of agents that begin in these states and act at random; without end.
+
+    The tables are as a `World`'s. A step is O(entries in the rows it meets).
+    """
+    n_states = transition[0].shape[0]
+    of_action = n_states if observation.shape[0] > n_states else 0
+    while True:
+        actions = rng.integers(len(transition), size=len(states))
+        after = np.empty_like(states)
+        for action in np.unique(actions).tolist():
+            chosen = actions == action
+            after[chosen] = sample_rows(transition[action], states[chosen], rng)
+        states = after
+        yield actions, sample_rows(observation, actions * of_action + states, rng)
+
+
+def sample_rows(
+    table: sparse.csr_array, rows: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """(n,): for each of n rows a column of `table`, drawn with that row's weights. O(entries in these rows)."""
+    columns = np.empty(len(rows), np.int64)
+    for begin in range(0, len(rows), _ROWS_AT_ONCE):
+        block = slice(begin, begin + _ROWS_AT_ONCE)
+        lengths = table.indptr[rows[block] + 1] - table.indptr[rows[block]]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = ends - lengths
+        entries = np.arange(ends[-1]) + np.repeat(table.indptr[rows[block]] - starts, lengths)
+        cumulated = np.append(0.0, np.cumsum(table.data[entries]))
+        before = cumulated[starts]
+        wanted = before + rng.random(len(lengths)) * (cumulated[ends] - before)
+        drawn = np.searchsorted(cumulated[1:], wanted, side="right")
+        columns[block] = table.indices[entries[np.minimum(drawn, ends - 1)]]
+    return columns
+
+
+# Of a million at once, the weights would take more memory than a million agents' beliefs.
+_ROWS_AT_ONCE = 65_536
+
+
+def rss() -> int:
+    """The memory this process has resident now, in bytes."""
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_rss() -> int:
