@@ -2,15 +2,17 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import agentmem
+import agentmem as am
 from agentmem import cli
-from agentmem.profiler import tradeoff
+from agentmem.profiler import throughput, tradeoff
 from agentmem.profiler.tradeoff import Measurement
 
 CONFIGURATIONS = ["dense NumPy", "scipy.sparse", "SparseBelief exact", "SparseBelief pruned"]
@@ -48,7 +50,7 @@ def test_help_names_the_commands():
 
 
 def test_version():
-    assert run("--version").output == f"agentmem, version {agentmem.__version__}\n"
+    assert run("--version").output == f"agentmem, version {am.__version__}\n"
 
 
 def test_compare_prints_and_writes_what_it_measured(tmp_path):
@@ -110,6 +112,100 @@ def test_demo_is_the_frozen_lake(measured, tmp_path):
     record = json.loads(path.read_text())
     assert record["command"] == "demo"
     assert record["parameters"] == {"agents": 20, "steps": 200, "seed": 0}
+    assert run("demo", "--steps", 5).exit_code == 0
+    assert measured[1][0].actions.shape == (5, 20)
+
+
+def is_plain(text):
+    return all(character.isprintable() for line in text.splitlines() for character in line)
+
+
+def test_demo_of_a_population_shows_its_rate_and_bytes(measured, tmp_path):
+    path = tmp_path / "out.json"
+    shown = run("demo", "--agents", 50, "--steps", 7, "--seed", 3, "--json", path)
+    assert shown.exit_code == 0, shown.output
+    assert not measured
+    record = json.loads(path.read_text())
+    assert record["command"] == "demo"
+    assert record["parameters"] == {"agents": 50, "steps": 7, "seed": 3}
+    assert shown.stdout == record["summary"] + "\n"
+    assert [line.partition(":")[0] for line in shown.stderr.splitlines()] == ["step 1", "step 2", "step 4"]
+    assert is_plain(shown.output)
+    assert max(map(len, shown.output.splitlines())) < 80
+
+    found = record["throughput"]
+    assert (found["agents"], found["states"], found["steps"]) == (50, 10_000, 7)
+    assert found["bytes_per_agent"] == found["nbytes"] / 50
+    assert found["dense_bytes"] == 50 * 10_000 * 8
+    assert found["rate"] == pytest.approx(50 * 7 / found["seconds"])
+    assert found["later_rate"] == pytest.approx(50 * 6 / (found["seconds"] - found["first_seconds"]))
+    assert found["last_rate"] == pytest.approx(50 / found["last_seconds"])
+    assert 0 < found["first_seconds"] + found["last_seconds"] <= found["seconds"]
+    assert found["walk_seconds"] > 0
+    assert found["base_rss"] > 2**20 and 2**20 < found["rss"] <= found["peak_rss"]
+
+
+def test_demo_holds_what_a_population_holds():
+    transition, observation = tradeoff.slippery_grid(100, 100)
+    model = am.Model(transition, observation)
+    population, rng = am.Population(model, 30), np.random.default_rng(1)
+    walk = tradeoff.random_walk(transition, observation, rng.integers(10_000, size=30), rng)
+    for record in throughput.measure(100, 100, 30, steps=4, seed=1):
+        population.update(*next(walk))
+        assert (record.nbytes, record.model_bytes) == (population.nbytes, model.nbytes)
+        assert record.states_held == population.nnz.mean()
+    assert record.steps == 4
+
+
+def test_a_population_stops_in_time():
+    [record] = throughput.measure(3, 3, 2, steps=100, seconds=0, seed=0)
+    assert record.steps == 1
+    assert record.later_rate is None
+    assert record.rate == record.last_rate
+
+
+def test_demo_of_one_agent():
+    shown = run("demo", "--agents", 1, "--steps", 1)
+    assert shown.exit_code == 0, shown.output
+    assert "without step 1" not in shown.stdout
+
+
+def test_demo_on_a_terminal_is_live_and_its_summary_plain():
+    master, terminal = pty.openpty()
+    try:
+        shown = subprocess.run(
+            [sys.executable, "-m", "agentmem", "demo", "--agents", "1e1", "--steps", "2"],
+            env={**os.environ, "TERM": "xterm"},
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            text=True,
+            check=True,
+        )
+        live = os.read(master, 10_000).decode()
+    finally:
+        os.close(master)
+        os.close(terminal)
+    assert "step 2: " in live and "\x1b[" in live
+    assert is_plain(shown.stdout) and shown.stdout.startswith("agents ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--agents", 0), "0 is not in the range"),
+        (("--agents", -1), "-1 is not in the range"),
+        (("--agents", "1e99"), "is not in the range"),
+        (("--agents", "1.5"), "'1.5' is not a valid integer"),
+        (("--agents", "many"), "'many' is not a valid integer"),
+        (("--agents", 9, "--steps", 0), "0 is not in the range"),
+        (("--agents", 9, "--seed", -1), "-1 is not in the range"),
+        (("--agents", 9, "--json", "/nowhere/at/all.json"), "there is no directory /nowhere/at"),
+    ],
+)
+def test_wrong_input_to_the_demo_is_a_usage_error(arguments, says):
+    shown = run("demo", *arguments)
+    assert shown.exit_code == 2
+    assert says in shown.output
 
 
 TIGER = """discount: 0.95
@@ -282,7 +378,7 @@ def test_the_package_runs_as_a_module():
     shown = subprocess.run(
         [sys.executable, "-m", "agentmem", "--version"], capture_output=True, text=True, check=True
     )
-    assert shown.stdout == f"agentmem, version {agentmem.__version__}\n"
+    assert shown.stdout == f"agentmem, version {am.__version__}\n"
 
 
 def test_importing_agentmem_loads_none_of_it():

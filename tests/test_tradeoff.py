@@ -98,6 +98,31 @@ def test_rows_are_sampled_by_their_weights():
     assert sample_rows(table, np.array([1, 1]), rng).tolist() == [0, 0]
 
 
+def test_rows_are_sampled_alike_in_blocks(monkeypatch):
+    table, rows = grid_world(4, 5, agents=1, steps=1, seed=0).observation, np.arange(60) % 20
+    whole = sample_rows(table, rows, np.random.default_rng(3))
+    monkeypatch.setattr(tradeoff, "_ROWS_AT_ONCE", 7)
+    assert np.array_equal(sample_rows(table, rows, np.random.default_rng(3)), whole)
+    assert np.all(table.toarray()[rows, whole] > 0) and len(set(whole.tolist())) > 10
+    assert sample_rows(table, rows[:0], np.random.default_rng(3)).shape == (0,)
+
+
+def test_agents_walk_by_the_tables():
+    world, n = world_where_actions_read_differently(), 40_000
+    transition = [table.toarray() for table in world.transition]
+    readings = [table.toarray() for table in world.observation_tables()]
+    walk = tradeoff.random_walk(world.transition, world.observation, np.full(n, 7), np.random.default_rng(2))
+    where = np.tile(np.eye(20)[7], (4, 1))  # by the last action
+    for _ in range(3):
+        actions, observations = next(walk)
+        where = np.array([where.mean(axis=0) @ table for table in transition])
+        for action in range(4):
+            seen = observations[actions == action]
+            assert abs(len(seen) / n - 0.25) < 0.02
+            found = np.bincount(seen, minlength=20) / len(seen)
+            assert np.allclose(found, where[action] @ readings[action], atol=0.03)
+
+
 def test_a_world_comes_back_from_its_directory(world, tmp_path):
     world.save(tmp_path)
     assert_same_world(World.load(tmp_path), world)

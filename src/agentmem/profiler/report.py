@@ -142,23 +142,23 @@ def progress(record: Throughput) -> str:
 
 def throughput_summary(record: Throughput) -> str:
     """What a population took in all, a line for each figure, under 80 columns."""
-    first = f"step 1, from beliefs over all states, took {_time(record.first_seconds)}"
-    later = record.later_rate
+    later = "" if record.later_rate is None else f"; {_rate(record.later_rate)} without step 1"
     figures = {
         "agents": f"{record.agents:,}",
-        "states": f"{record.states:,} of a {record.world}; an agent holds {record.states_held:.1f}",
+        "states": f"{record.states:,}, a {record.world}",
+        "states held by an agent": f"{record.states_held:.1f}",
         "steps": f"{record.steps:,} of every agent",
-        "agent-steps per second": f"{_rate(record.rate)}; {first}",
-        "from step 2 on": None if later is None else _rate(later),
+        "agent-steps per second": _rate(record.rate) + later,
+        "step 1": f"{_time(record.first_seconds)}, from beliefs over all states",
         "simulation, not counted": f"{_time(record.walk_seconds)} for actions and readings",
         "bytes per agent": f"{record.bytes_per_agent:,.1f}, beside one model of {_size(record.model_bytes)}",
         "all beliefs": _size(record.nbytes),
         "as dense float64 rows": f"{_size(record.dense_bytes)}, {_figure(record.dense_bytes / record.nbytes)}x",
-        "RSS": f"{_size(record.rss)}, Python with its libraries {_size(record.base_rss)} of it",
+        "RSS": f"{_size(record.rss)}, simulation included; Python {_size(record.base_rss)}",
         "peak RSS": _size(record.peak_rss),
     }
     width = max(map(len, figures))
-    return "\n".join(f"{name:<{width}}  {figure}" for name, figure in figures.items() if figure is not None)
+    return "\n".join(f"{name:<{width}}  {figure}" for name, figure in figures.items())
 
 
 def _rate(per_second: float) -> str:
