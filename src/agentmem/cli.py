@@ -166,7 +166,7 @@ def _step_population(agents: int, steps: int | None, seed: int, json_file: Path 
     from rich.text import Text
 
     console = Console(stderr=True)
-    watched = console.is_terminal and not console.is_dumb_terminal
+    watched = sys.stderr.isatty() and not console.is_dumb_terminal  # whatever FORCE_COLOR says of a file
     limits = (STEPS, SECONDS) if steps is None else (steps, math.inf)
     with console.status(f"{agents:,} agents take their first step") if watched else nullcontext() as status:
         for record in throughput.measure(100, 100, agents, steps=limits[0], seconds=limits[1], seed=seed):
