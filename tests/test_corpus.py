@@ -3,51 +3,18 @@
 The models lie beside the repository (`../shared/models`), not in it; without them these tests are skipped.
 """
 
-import importlib.util
-import json
-import os
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import agentmem as am
 from agentmem import population
+from corpus import FOLDERS, model_of, models, needed, walks
 from reference import content, unchanged
 
-MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"
-FOLDERS = {d.parent.name: d.parent for d in sorted(MODELS.glob("corpus/*/*/meta.json"))}
-HUGE = {"den312d_k20_known"}  # a million states, 9 x 3.9 million transitions
-
-pytestmark = pytest.mark.skipif(not FOLDERS, reason=f"no models in {MODELS}")
-models = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.skipif(
-                name in HUGE and os.environ.get("AGENTMEM_FULL") != "1", reason="huge; set AGENTMEM_FULL=1"
-            ),
-        )
-        for name in FOLDERS
-    ],
-)
+pytestmark = needed
 dtypes = pytest.mark.parametrize("dtype", [np.float64, np.float32])
-
-
-@lru_cache(maxsize=1)
-def tables_of(name):
-    spec = importlib.util.spec_from_file_location("corpus_check", MODELS / "check.py")
-    check = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(check)
-    return check.load_model(str(FOLDERS[name]), json.loads((FOLDERS[name] / "meta.json").read_text()))
-
-
-@lru_cache(maxsize=2)
-def model_of(name, dtype):
-    transitions, observations, start = tables_of(name)
-    return am.Model(transitions, observations, start / start.sum(), dtype=dtype)
 
 
 @lru_cache(maxsize=1)
@@ -122,34 +89,17 @@ def test_a_step_back_after_an_impossible_observation_goes_on_as_if_nothing_had_h
         assert b.values.tobytes() == undisturbed.values.tobytes()
 
 
-def drawn(rng, matrix, rows):
-    """A column of each row of a CSR matrix, by its probabilities."""
-    before = np.append(0.0, np.cumsum(matrix.data, dtype=np.float64))
-    first, last = matrix.indptr[rows], matrix.indptr[rows + 1]
-    wanted = before[first] + rng.random(len(rows)) * (before[last] - before[first])
-    return matrix.indices[np.clip(np.searchsorted(before, wanted, side="right") - 1, first, last - 1)]
-
-
 @models
 @dtypes
-def test_a_population_is_its_beliefs(name, dtype, monkeypatch):
-    """200 agents, each on a walk of its own, with some readings missing and some beyond what they hold possible."""
+def test_a_population_is_its_beliefs(name, dtype, monkeypatch, tmp_path):
     monkeypatch.setattr(population, "CHUNK", 32)
-    model, n_agents, rng = model_of(name, dtype), 200, np.random.default_rng(0)
-    transitions = [model.transition(action) for action in range(model.n_actions)]
-    sensors = [model.observation(action) for action in range(model.n_actions)]
+    model, n_agents = model_of(name, dtype), 200
     beliefs = [model.belief() for _ in range(n_agents)]
     populations = [am.Population(model, n_agents, threads=threads) for threads in (1, 2, 3, 7)]
-    states = np.array([belief.sample(rng=rng) for belief in beliefs])
-    for _ in range(5):
-        actions, observations = rng.integers(model.n_actions, size=n_agents), np.empty(n_agents, np.intp)
-        for action in np.unique(actions):
-            chosen = actions == action
-            states[chosen] = drawn(rng, transitions[action], states[chosen])
-            observations[chosen] = drawn(rng, sensors[action], states[chosen])
-        observations[rng.random(n_agents) < 0.1] = -1
-        strange = rng.random(n_agents) < 0.02
-        observations[strange] = rng.integers(model.n_observations, size=strange.sum())
+    for t, (actions, observations) in enumerate(zip(*walks(model, n_agents, 5), strict=True)):
+        if t == 3:
+            populations[0].save(tmp_path / "agents")
+            populations[0] = am.Population.open(tmp_path / "agents", model)
         expected = [
             belief.update(model, action, None if observation < 0 else observation, on_impossible="predict")
             for belief, action, observation in zip(beliefs, actions.tolist(), observations.tolist(), strict=True)

@@ -12,8 +12,9 @@ from scipy import sparse
 
 import agentmem as am
 import reference
+from corpus import FOLDERS, MODELS, model_of, models
 from reference import DTYPES, Traced, bits, content, one_of_each_storage, random_tables, ring_tables, unchanged
-from test_corpus import FOLDERS, MODELS, model_of, models, reference_of
+from test_corpus import reference_of
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 

@@ -192,8 +192,9 @@ def test_an_observation_that_no_state_gives_raises_whatever_is_wanted():
     model = am.Model(np.eye(2), [[1.0, 0.0], [1.0, 0.0]])
     population = am.Population(model, 7)
     before = snapshot(population)
-    with pytest.raises(am.ImpossibleObservation):
+    with pytest.raises(am.ImpossibleObservation) as raised:
         population.update(0, [0, 0, 1, 0, 0, 0, 1], on_impossible="likelihood")
+    assert raised.value.agents == [2, 6]
     assert snapshot(population) == before
 
 

@@ -108,9 +108,7 @@ class Population:
         given = list(beliefs)
         if given:
             population._begin(model, _copy_of(given[0]), prune, max_states, threads)
-        for belief in given:
-            population._check_belief(belief)
-        population._chunks = population._stored(given)
+        population._chunks = population._stored([population._checked(belief) for belief in given])
         return population
 
     def _begin(
@@ -125,12 +123,13 @@ class Population:
         self.model, self.prune, self.max_states, self.threads = model, prune, max_states, threads
         self._chunks: list[CoreChunk] = []
         self._template = template  # of shape, dtype and class
-        self._check_belief(template)
+        self._checked(template)
         template.prune_below = prune
         self._sensors: CoreSensors | None = None
         self._writing = threading.Lock()
 
-    def _check_belief(self, belief: SparseBelief) -> None:
+    def _checked(self, belief: SparseBelief) -> SparseBelief:
+        """The same, which fits this population."""
         model = self.model
         if not isinstance(belief, SparseBelief):
             raise TypeError(f"belief of type {type(belief).__name__} given; expected a SparseBelief")
@@ -140,6 +139,7 @@ class Population:
             raise TypeError(f"belief of {belief.dtype} given with a model of {model.dtype}; expected the same dtype")
         if belief.shape != self._template.shape:
             raise ValueError(f"belief of shape {belief.shape} given; expected {self._template.shape} as the others")
+        return belief
 
     # ---- the step
 
@@ -178,13 +178,20 @@ class Population:
             chunks = self._step_chunks(a, o, evidence)
             impossible = np.flatnonzero(evidence == -np.inf)
             if len(impossible) and on_impossible == "raise":
-                raise impossible_observations(impossible, a, o)
+                raise impossible_observations(impossible.tolist(), a, o)
+            hopeless = []
             for agent in impossible.tolist():
                 belief = self[agent]
-                belief.update(self.model, a[agent], o[agent], prune=self.prune, on_impossible=on_impossible)
+                try:
+                    belief.update(self.model, a[agent], o[agent], prune=self.prune, on_impossible=on_impossible)
+                except ImpossibleObservation:  # no state gives it
+                    hopeless.append(agent)
+                    continue
                 if self.max_states is not None:
                     belief.prune(max_states=self.max_states)
                 chunks[agent // CHUNK].store(agent % CHUNK, belief)
+            if hopeless:
+                raise impossible_observations(hopeless, a, o)
             self._chunks = chunks
         return evidence
 
@@ -303,7 +310,7 @@ class Population:
 
     def __setitem__(self, agent: int, belief: SparseBelief) -> None:
         k = self._place(agent)
-        self._check_belief(belief)
+        self._checked(belief)
         with self._as_writer():
             self._chunks[k // CHUNK].store(k % CHUNK, belief)
 
@@ -324,9 +331,7 @@ class Population:
 
     def add(self, beliefs: Iterable[SparseBelief]) -> None:
         """Append agents with these beliefs, which are copied. O(bytes held)."""
-        given = list(beliefs)
-        for belief in given:
-            self._check_belief(belief)
+        given = [self._checked(belief) for belief in beliefs]
         with self._as_writer():
             self._chunks = self._gathered([*self._chunks, *self._stored(given)], np.arange(len(self) + len(given)))
 
@@ -568,13 +573,13 @@ def _per_agent(given: ArrayLike, n_agents: int, name: str, lowest: int, end: int
 
 
 def impossible_observations(
-    agents: NDArray[np.intp], a: NDArray[np.intp], o: NDArray[np.intp]
+    agents: list[int], a: NDArray[np.intp], o: NDArray[np.intp]
 ) -> ImpossibleObservation:
     """The error that names these agents, of all agents' actions and observations."""
-    named = ", ".join(f"{k} (action {a[k]}, observation {o[k]})" for k in agents[:5].tolist())
+    named = ", ".join(f"{k} (action {a[k]}, observation {o[k]})" for k in agents[:5])
     more = f" and {len(agents) - 5} more" if len(agents) > 5 else ""
     message = f"impossible observations of agents {named}{more}: evidence 0.0; see on_impossible= for ways to go on"
-    return ImpossibleObservation(message, agents.tolist())
+    return ImpossibleObservation(message, agents)
 
 
 def _modes(offsets: NDArray[Any], states: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
