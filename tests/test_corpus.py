@@ -93,6 +93,7 @@ def test_a_step_back_after_an_impossible_observation_goes_on_as_if_nothing_had_h
 @dtypes
 def test_a_population_is_its_beliefs(name, dtype, monkeypatch, tmp_path):
     monkeypatch.setattr(population, "CHUNK", 32)
+    monkeypatch.setattr(population, "WORTH_A_THREAD", 1)
     model, n_agents = model_of(name, dtype), 200
     beliefs = [model.belief() for _ in range(n_agents)]
     populations = [am.Population(model, n_agents, threads=threads) for threads in (1, 2, 3, 7)]

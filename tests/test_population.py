@@ -1,10 +1,14 @@
 """A population is a list of SparseBeliefs stepped one by one, bit for bit, for any number of threads."""
 
 import copy
+import gc
 import math
+import os
 import pickle
+import signal
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -24,8 +28,9 @@ N_ACTIONS, N_OBSERVATIONS = 2, 4
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Chunks of five agents, so that few agents fill several."""
+    """Chunks of five agents, so that few agents fill several, and each of them is worth a thread."""
     monkeypatch.setattr(module, "CHUNK", 5)
+    monkeypatch.setattr(module, "WORTH_A_THREAD", 1)
 
 
 def model_of(dtype=np.float64, n_states=40, seed=0, **shape):
@@ -710,6 +715,57 @@ def test_two_populations_step_beside_each_other():
     for thread in others:
         thread.join()
     assert snapshot(made[0]) == snapshot(made[1]) == snapshot(made[2])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_steps_with_threads_of_its_own():
+    model = model_of(seen=4)
+    population, other = am.Population(model, 23, threads=3), am.Population(model, 23, threads=1)
+    population.update(1, -1)
+    other.update(1, -1)
+    child = os.fork()
+    if not child:
+        signal.alarm(60)  # rather than wait for ever
+        population.update(0, 1, on_impossible="predict")
+        other.update(0, 1, on_impossible="predict")
+        os._exit(snapshot(population) != snapshot(other))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_threads_go_with_their_population():
+    def running():
+        return sum(thread.name.startswith("agentmem-population") for thread in threading.enumerate())
+
+    before = running()
+    population = am.Population(model_of(seen=4), 40, threads=4)
+    for threads in (4, 2, 1, 3):
+        population.threads = threads
+        population.update(0, -1)
+    assert running() > before
+    del population
+    gc.collect()
+    for _ in range(1_000):
+        if running() == before:
+            break
+        time.sleep(0.01)
+    assert running() == before
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_in_a_thread_is_raised(threads):
+    population = am.Population(model_of(seen=4), 23, threads=threads)
+    before = snapshot(population)
+    seen = []
+
+    def fail(part):
+        seen.append(part)
+        if part == 2:
+            raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        population._on_threads(fail, range(5))
+    assert 2 in seen and snapshot(population) == before
 
 
 def test_a_chunk_trusts_nobody():

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,11 +24,15 @@ from agentmem.files import read_arrays, write_arrays
 from agentmem.model import Model
 from agentmem.policy import Tree, choose_actions, log_preferences, sensors_of
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 Part = TypeVar("Part")
 Done = TypeVar("Done")
 OnImpossible = Literal["raise", "predict", "likelihood"]
 
-CHUNK = 2048  # agents: enough that a chunk's Python is lost in its work, few enough to fit in a cache, old and new
+CHUNK = 1024              # agents: enough that a chunk's Python is lost in its work, few enough to fit in a cache twice
+WORTH_A_THREAD = 200_000  # bytes of beliefs: waking one takes as long as 500 agents of six states each do
 
 
 class Population:
@@ -70,7 +74,8 @@ class Population:
     """
 
     __slots__ = (
-        "__weakref__", "_chunks", "_sensors", "_template", "_writing", "max_states", "model", "prune", "threads",
+        "__weakref__", "_chunks", "_pool", "_sensors", "_template", "_writing", "max_states", "model", "prune",
+        "threads",
     )  # fmt: skip
 
     def __init__(
@@ -127,6 +132,7 @@ class Population:
         template.prune_below = prune
         self._sensors: CoreSensors | None = None
         self._writing = threading.Lock()
+        self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None  # for how many threads, in which process
 
     def _checked(self, belief: SparseBelief) -> SparseBelief:
         """The same, which fits this population."""
@@ -280,13 +286,31 @@ class Population:
 
     def _on_threads(self, function: Callable[[Part], Done], parts: Sequence[Part]) -> list[Done]:
         """A function of every part, in order."""
-        threads = min(self.threads or _available_cpus(), len(parts))
-        if threads <= 1:
-            return [function(part) for part in parts]
-        from concurrent.futures import ThreadPoolExecutor
+        found: dict[int, Done] = {}
+        left = iter(range(len(parts)))  # shared: each thread takes the next part
 
-        with ThreadPoolExecutor(threads) as pool:  # 0.1 ms to start, which the second chunk is worth
-            return list(pool.map(function, parts))
+        def work() -> None:
+            for k in left:
+                found[k] = function(parts[k])
+
+        n_threads = min(self.threads or _available_cpus(), len(parts), 1 + self.nbytes // WORTH_A_THREAD)
+        beside = [self._workers(n_threads - 1).submit(work) for _ in range(1, n_threads)]
+        try:
+            work()
+        finally:  # nobody works on when this has returned, however
+            errors = [task.exception() for task in beside if not task.cancel()]
+        for error in filter(None, errors):
+            raise error
+        return [found[k] for k in range(len(parts))]
+
+    def _workers(self, n_threads: int) -> ThreadPoolExecutor:
+        """So many threads, kept: one takes longer to start than 500 agents take to step."""
+        kind = n_threads, os.getpid()  # a forked process has none of its parent's threads
+        if self._pool is None or self._pool[0] != kind:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = kind, ThreadPoolExecutor(n_threads, thread_name_prefix="agentmem-population")
+        return self._pool[1]
 
     # ---- one agent
 
@@ -566,10 +590,12 @@ def _per_agent(given: ArrayLike, n_agents: int, name: str, lowest: int, end: int
         raise ValueError(f"{name}s of shape {numbers.shape} given; expected ({n_agents},)")
     if numbers.dtype.kind not in "iu" and numbers.size:
         raise TypeError(f"{name}s of dtype {numbers.dtype} given; expected ints")
-    numbers = np.broadcast_to(numbers, n_agents)
-    if len(wrong := np.flatnonzero((numbers < lowest) | (numbers >= end))):
-        raise ValueError(f"agent {wrong[0]}: {name} {numbers[wrong[0]]} given; expected {lowest} to {end - 1}")
-    return numbers.astype(np.intp)
+    if n_agents and not lowest <= numbers.min() <= numbers.max() < end:
+        wrong = np.flatnonzero((numbers < lowest) | (numbers >= end))[0]
+        raise ValueError(f"agent {wrong}: {name} {numbers.flat[wrong]} given; expected {lowest} to {end - 1}")
+    each = np.empty(n_agents, np.intp)
+    each[:] = numbers
+    return each
 
 
 def impossible_observations(

@@ -391,7 +391,8 @@ cdef class CoreChunk:
         if not 0 <= relative < 1:
             raise ValueError(f"prune={relative} given; expected at least 0 and below 1")
         for k in range(self.n_rows):
-            self.check_row(k, True)
+            if self.rows[k].n_stored < 0:
+                self.check_row(k, True)
             if a[k] < 0 or a[k] >= model.n_actions:
                 raise ValueError(f"row {k}: action {a[k]} given; expected 0 to {model.n_actions - 1}")
             if o[k] < -1 or o[k] >= model.n_observations:

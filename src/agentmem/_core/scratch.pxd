@@ -30,4 +30,3 @@ cdef void give_back(Workspace* workspace) noexcept
 cdef bint make_room(Workspace* workspace, Py_ssize_t n_found) noexcept nogil
 cdef Py_ssize_t list_touched(Workspace* w, Py_ssize_t n_states, int32_t* found) noexcept nogil
 cdef void clear(Workspace* w, Py_ssize_t n_states) noexcept nogil
-cdef void clear_touched(Workspace* w, Py_ssize_t n_states) noexcept nogil

@@ -74,12 +74,9 @@ cdef bint make_room(Workspace* workspace, Py_ssize_t n_found) noexcept nogil:
     return True
 
 
-cdef inline Py_ssize_t visit_touched(Workspace* w, Py_ssize_t n_states, int32_t* found, bint listing) noexcept nogil:
-    """List the marked states in `found` or make their sums zero, in ascending order; clear the marks.
-
-    The flag is a literal at every call, so that the compiler makes one loop of each kind.
-    """
-    cdef Py_ssize_t s, word_at, state, n = 0, n_summary = n_words(n_words(n_states))
+cdef Py_ssize_t list_touched(Workspace* w, Py_ssize_t n_states, int32_t* found) noexcept nogil:
+    """List the marked states in ascending order in `found`, and clear the marks. `found` must have room for all."""
+    cdef Py_ssize_t s, word_at, n = 0, n_summary = n_words(n_words(n_states))
     cdef uint64_t above, word
     for s in range(n_summary):
         above = w.summary[s]
@@ -90,24 +87,10 @@ cdef inline Py_ssize_t visit_touched(Workspace* w, Py_ssize_t n_states, int32_t*
             word = w.touched[word_at]
             w.touched[word_at] = 0
             while word:
-                state = word_at * 64 + lowest_bit(word)
+                found[n] = <int32_t> (word_at * 64 + lowest_bit(word))
                 word &= word - 1
-                if listing:
-                    found[n] = <int32_t> state
-                else:
-                    w.sums[state] = 0
                 n += 1
     return n
-
-
-cdef Py_ssize_t list_touched(Workspace* w, Py_ssize_t n_states, int32_t* found) noexcept nogil:
-    """List the marked states in ascending order in `found`, and clear the marks. `found` must have room for all."""
-    return visit_touched(w, n_states, found, True)
-
-
-cdef void clear_touched(Workspace* w, Py_ssize_t n_states) noexcept nogil:
-    """Make the marked sums and the marks zero again."""
-    visit_touched(w, n_states, NULL, False)
 
 
 cdef void clear(Workspace* w, Py_ssize_t n_states) noexcept nogil:

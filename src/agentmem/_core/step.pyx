@@ -19,8 +19,7 @@ from libc.string cimport memcpy, memset
 
 from agentmem._core.array cimport index_offset, item_size, smallest_storage, value_offset
 from agentmem._core.model cimport CoreModel, Table
-from agentmem._core.scratch cimport (Workspace, clear, clear_touched, list_touched, make_room, mark,
-                                     marking_pays)
+from agentmem._core.scratch cimport (Workspace, clear, list_touched, make_room, mark, marking_pays)
 from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NORMALIZED, NOT_A_MEASURE, PAIRS, UNIFORM,
                                    lowest_bit, value_t)
 
@@ -206,6 +205,24 @@ cdef Py_ssize_t push(const value_t* mass, const Source* source, const Table* T, 
     return min(met, source.n_states) if T.offsets != NULL else source.n_states
 
 
+cdef void clear_rows(const int32_t* support, Py_ssize_t n, const Table* T, double* sums) noexcept nogil:
+    cdef Py_ssize_t k, e
+    for k in range(n):
+        for e in range(T.offsets[support[k]], T.offsets[support[k] + 1]):
+            sums[T.columns[e]] = 0
+
+
+cdef void clear_targets(const Source* source, const Table* T, double* sums) noexcept nogil:
+    """Make zero again what a push of pairs or a bitmap has met: the way it went, without marks."""
+    cdef int32_t[BLOCK] support
+    cdef Py_ssize_t k, n_words = (source.n_states + 63) >> 6
+    if source.storage == PAIRS:
+        clear_rows(source.support, source.n_stored, T, sums)
+    else:
+        for k in range(0, n_words, 4):  # 4 words hold a block
+            clear_rows(support, decode(source.words, k, min(k + 4, n_words), support), T, sums)
+
+
 # ---- leaves: collect
 
 cdef double sum_lanes(const double* lanes) noexcept nogil:
@@ -262,29 +279,26 @@ cdef void collect_marked(const value_t* weights, const Likelihood* L, Workspace*
     out.total = sum_lanes(lanes)
 
 
-cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace* w, Py_ssize_t n_states, bint marked,
-                         Posterior* out) noexcept nogil:
-    """Gather the sums at the states that the likelihood lists, and clear all, or all that are marked."""
+cdef void collect_listed(const value_t* weights, const Likelihood* L, Workspace* w, Posterior* out) noexcept nogil:
+    """Gather the sums at the states that the likelihood lists, without branches: which are met cannot be foreseen."""
+    cdef const int32_t* states = L.states
+    cdef const double* sums = w.sums
+    cdef int32_t* found = w.found
+    cdef double* mass = w.mass
     cdef Py_ssize_t k, n = 0
     cdef double v, largest = 0
     cdef double[4] lanes
     lanes[:] = [0, 0, 0, 0]
     for k in range(L.n):
-        if k + AHEAD < L.n and L.states[k + AHEAD] - L.states[k] > 8 * AHEAD:  # scattered
-            prefetch(&w.sums[L.states[k + AHEAD]])
-        v = w.sums[L.states[k]] * weights[k]
-        if v > 0:
-            w.found[n] = L.states[k]
-            w.mass[n] = v
-            n += 1
-            lanes[L.states[k] & 3] += v
-            if v > largest:
-                largest = v
-    if marked:
-        clear_touched(w, n_states)
-    else:
-        memset(w.sums, 0, n_states * sizeof(double))
-    out.found, out.mass, out.n, out.n_positive, out.largest = w.found, w.mass, n, n, largest
+        if k + AHEAD < L.n and states[k + AHEAD] - states[k] > 8 * AHEAD:  # scattered
+            prefetch(&sums[states[k + AHEAD]])
+        v = sums[states[k]] * weights[k]
+        found[n] = states[k]
+        mass[n] = v
+        n += v > 0
+        lanes[states[k] & 3] += v
+        largest = v if v > largest else largest
+    out.found, out.mass, out.n, out.n_positive, out.largest = found, mass, n, n, largest
     out.total = sum_lanes(lanes)
 
 
@@ -342,22 +356,28 @@ cdef Py_ssize_t count_from(const double* mass, Py_ssize_t n, double threshold) n
 
 
 cdef int predict_correct(const value_t* mass, const Source* source, const Table* T, const Likelihood* L,
-                         Workspace* w, bint marked, bint ranked, Posterior* out) noexcept nogil:
-    """Push and collect. NO_MEMORY leaves the workspace clean."""
+                         Workspace* w, double entries, bint ranked, Posterior* out) noexcept nogil:
+    """Push and collect. `entries` of T will be met, about. NO_MEMORY leaves the workspace clean."""
     cdef const value_t* weights = <const value_t*> L.values
+    cdef bint few = T.offsets != NULL and source.storage <= BITMAP and marking_pays(entries, source.n_states)
+    cdef bint listed = L.states != NULL and (not few or L.n <= FEW or 4 * L.n <= entries)
     cdef Py_ssize_t bound
     out.source_total = 0
-    bound = push(mass, source, T, w, marked, &out.source_total)
-    if marked or L.states != NULL:
-        if not make_room(w, bound if marked else L.n):
-            clear(w, source.n_states)
-            return NO_MEMORY
-        if marked and (L.states == NULL or (L.n > min(bound, FEW) and 4 * L.n > bound)):
-            collect_marked(weights, L, w, source.n_states, out)
-        else:
-            collect_listed(weights, L, w, source.n_states, marked, out)
-    else:
+    bound = push(mass, source, T, w, few and not listed, &out.source_total)
+    if not few and not listed:
         collect_all(weights, L, w, source.n_states, ranked, out)
+        return 0
+    if not make_room(w, L.n if listed else bound):
+        clear(w, source.n_states)
+        return NO_MEMORY
+    if not listed:
+        collect_marked(weights, L, w, source.n_states, out)
+        return 0
+    collect_listed(weights, L, w, out)
+    if few:
+        clear_targets(source, T, w.sums)
+    else:
+        memset(w.sums, 0, source.n_states * sizeof(double))
     return 0
 
 
@@ -437,9 +457,8 @@ cdef Py_ssize_t count_kept(const Posterior* posterior, double threshold, double*
             for j in range(4):
                 lanes[j] += mass[k + j] if mass[k + j] >= threshold else 0.0
     for k in range(whole, posterior.n):
-        if mass[k] >= threshold:
-            kept += 1
-            lanes[(posterior.found[k] if posterior.found != NULL else k) & 3] += mass[k]
+        kept += mass[k] >= threshold
+        lanes[(posterior.found[k] if posterior.found != NULL else k) & 3] += mass[k] if mass[k] >= threshold else 0.0
     kept_mass[0] = sum_lanes(lanes)
     return kept
 
@@ -671,17 +690,16 @@ cdef int advance(const Source* source, CoreModel model, Py_ssize_t action, Py_ss
                  Py_ssize_t most, Workspace* w, Posterior* posterior, Plan* plan) noexcept nogil:
     """Predict and correct by an action and an observation (-1: none), both in range, and plan what is kept."""
     cdef Table* T = &model.tables[model.transition_of[action]]
-    cdef bint marked = (T.offsets != NULL and source.storage <= BITMAP
-                        and marking_pays(entries_to_meet(source.n_stored, model, action), source.n_states))
+    cdef double entries = entries_to_meet(source.n_stored, model, action)
     cdef Likelihood L
     cdef int status
     L.given, L.states, L.values, L.exponent, L.n = False, NULL, NULL, 0, 0
     if observation >= 0:
         read_likelihood(model, action, observation, &L)
     if model.type_num == cnp.NPY_DOUBLE:
-        status = predict_correct(<const double*> source.mass, source, T, &L, w, marked, relative > 0, posterior)
+        status = predict_correct(<const double*> source.mass, source, T, &L, w, entries, relative > 0, posterior)
     else:
-        status = predict_correct(<const float*> source.mass, source, T, &L, w, marked, relative > 0, posterior)
+        status = predict_correct(<const float*> source.mass, source, T, &L, w, entries, relative > 0, posterior)
     if status != 0:
         return status
     posterior.exponent = L.exponent
