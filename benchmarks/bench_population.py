@@ -33,7 +33,7 @@ from harness import in_child, interleaved, replay, table
 SIDE, STEPS, WARM_UP, PRUNE = 100, 6, 6, 1e-6
 TWO, ONE, LOOP, SCIPY = "two threads", "one thread", "loop", "scipy"
 SIZES, SMOKE_SIZES = [1_000, 10_000, 100_000, 1_000_000], [100]
-SLOW_UP_TO = 10_000  # agents: beyond, loop and scipy would only take longer
+SLOW_UP_TO = 100_000  # agents: beyond, loop and scipy would only take longer
 
 
 @lru_cache(maxsize=1)
