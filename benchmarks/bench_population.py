@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +28,7 @@ import pytest
 from scipy import sparse
 
 import agentmem as am
-from agentmem.profiler.tradeoff import grid_world, peak_rss
+from agentmem.profiler.tradeoff import grid_world, peak_rss, random_walk
 from harness import in_child, interleaved, replay, table
 
 SIDE, STEPS, WARM_UP, PRUNE = 100, 6, 6, 1e-6
@@ -42,27 +43,13 @@ def place() -> tuple[am.Model, list[sparse.csr_array], sparse.csr_array]:
     return am.Model(world.transition, world.observation), list(world.transition), world.observation
 
 
-def drawn(rng: np.random.Generator, matrix: sparse.csr_array, rows: np.ndarray) -> np.ndarray:
-    """A column of each row, by its probabilities."""
-    before = np.append(0.0, np.cumsum(matrix.data))
-    first, last = matrix.indptr[rows], matrix.indptr[rows + 1]
-    wanted = before[first] + rng.random(len(rows)) * (before[last] - before[first])
-    return matrix.indices[np.clip(np.searchsorted(before, wanted, side="right") - 1, first, last - 1)]
-
-
 def walks(n_agents: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """(steps, n) actions and observations of agents that walk at random."""
     _, transition, sensor = place()
     rng = np.random.default_rng(0)
-    states = rng.integers(SIDE * SIDE, size=n_agents)
-    actions, observations = rng.integers(4, size=(steps, n_agents)), np.empty((steps, n_agents), np.intp)
-    for t in range(steps):
-        after = np.empty_like(states)
-        for action, matrix in enumerate(transition):
-            chosen = actions[t] == action
-            after[chosen] = drawn(rng, matrix, states[chosen])
-        states, observations[t] = after, drawn(rng, sensor, after)
-    return actions, observations
+    walk = random_walk(transition, sensor, rng.integers(SIDE * SIDE, size=n_agents), rng)
+    actions, observations = zip(*islice(walk, steps), strict=True)
+    return np.array(actions), np.array(observations)
 
 
 def scipy_step(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import agentmem as am
+from agentmem.profiler.tradeoff import sample_rows
 
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"
 FOLDERS = {d.parent.name: d.parent for d in sorted(MODELS.glob("corpus/*/*/meta.json"))}
@@ -44,14 +45,6 @@ def model_of(name, dtype):
     return am.Model(transitions, observations, start / start.sum(), dtype=dtype)
 
 
-def drawn(rng, matrix, rows):
-    """A column of each row of a CSR matrix, by its probabilities."""
-    before = np.append(0.0, np.cumsum(matrix.data, dtype=np.float64))
-    first, last = matrix.indptr[rows], matrix.indptr[rows + 1]
-    wanted = before[first] + rng.random(len(rows)) * (before[last] - before[first])
-    return matrix.indices[np.clip(np.searchsorted(before, wanted, side="right") - 1, first, last - 1)]
-
-
 def walks(model, n_agents, n_steps):
     """(n_steps, n_agents) actions and observations, each agent on its own; some readings missing, some unheard of."""
     rng = np.random.default_rng(0)
@@ -64,8 +57,8 @@ def walks(model, n_agents, n_steps):
     for done, seen in zip(actions, observations, strict=True):
         for action in np.unique(done):
             chosen = done == action
-            states[chosen] = drawn(rng, transitions[action], states[chosen])
-            seen[chosen] = drawn(rng, sensors[action], states[chosen])
+            states[chosen] = sample_rows(transitions[action], states[chosen], rng)
+            seen[chosen] = sample_rows(sensors[action], states[chosen], rng)
         seen[rng.random(n_agents) < 0.1] = -1
         strange = rng.random(n_agents) < 0.02
         seen[strange] = rng.integers(model.n_observations, size=strange.sum())
