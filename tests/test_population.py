@@ -173,6 +173,19 @@ def test_impossible_observations_name_their_agents_and_change_nothing(threads):
     assert copy.copy(raised.value).agents == [2, 7, 11]
 
 
+def test_three_of_a_hundred_thousand(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 1024)
+    n = 100_000
+    population = am.Population(divided(), n, initial=am.SparseBelief.point(2, 1), threads=2)
+    observations = np.ones(n, np.intp)
+    observations[[17, 50_000, 99_999]] = 0
+    before = [part.copy() for part in population.buffers().values()]
+    with pytest.raises(am.ImpossibleObservation, match=r"agents 17 \(.*\), 50000 \(.*\), 99999 \(") as raised:
+        population.update(0, observations)
+    assert raised.value.agents == [17, 50_000, 99_999]
+    assert all(map(np.array_equal, population.buffers().values(), before))
+
+
 @pytest.mark.parametrize("mode", ["predict", "likelihood"])
 def test_going_on_is_what_a_belief_does(mode):
     population = divided_population()
@@ -553,6 +566,26 @@ def test_a_file_is_not_larger_than_its_population(tmp_path):
     population.save(tmp_path / "agents")
     assert (tmp_path / "agents").stat().st_size < population.nbytes + 20_000
     assert am.Population.open(tmp_path / "agents", model).nbytes == population.nbytes
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_full_disk_leaves_the_file_before(tmp_path):
+    import resource
+
+    model = model_of(seen=4)
+    population = am.Population.from_beliefs(model, [am.SparseBelief(np.arange(1.0, 41.0)) for _ in range(500)])
+    population.save(tmp_path / "agents")
+    before = snapshot(population)
+    population.update(0, -1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # files end there, as on a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            population.save(tmp_path / "agents")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["agents"]
+    assert snapshot(am.Population.open(tmp_path / "agents", model)) == before
 
 
 def test_beliefs_are_not_set_while_their_buffers_are_held():
