@@ -6,6 +6,7 @@ The house, in import order:
 ``errors``             `ImpossibleObservation`, `BudgetExceeded`, `CorruptData`
 ``footprint``          `footprint`: how many bytes an object graph holds, by part
 ``files``              a header and named arrays in one checksummed, memory-mapped file
+``budget``             `Budget`: how many bytes may be held, and by whom they are
 ``array``              `SparseArray`: real numbers of any shape, mostly zero; takes part in NumPy
 ``belief``             `SparseBelief`: a `SparseArray` that is a measure, with the filter verbs
 ``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps
@@ -34,6 +35,7 @@ SparseBelief(shape=(2,), dtype=float64, nnz=2, storage='dense', nbytes=104)
 
 from agentmem.array import SparseArray
 from agentmem.belief import SparseBelief
+from agentmem.budget import Budget
 from agentmem.errors import BudgetExceeded, CorruptData, ImpossibleObservation
 from agentmem.footprint import footprint
 from agentmem.model import Model
@@ -43,6 +45,7 @@ from agentmem.trajectory import FilterResult
 
 __version__ = "0.1.0"
 __all__ = [
+    "Budget",
     "BudgetExceeded",
     "CorruptData",
     "FilterResult",
