@@ -11,6 +11,7 @@ The house, in import order:
 ``belief``             `SparseBelief`: a `SparseArray` that is a measure, with the filter verbs
 ``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps
 ``model``              `Model`: transition and observation tables with a prior, shared by all beliefs
+``observations``       `ObservationBuffer`: the last observations of agents in a mapped file that many read
 ``policy``             policies as a tree, and what sensors and preferences make of them
 ``population``         `Population`: the beliefs of many agents over one model, stepped together
 ``sharing``            `ModelPool`: equal models of a process as one object
@@ -39,6 +40,7 @@ from agentmem.budget import Budget
 from agentmem.errors import BudgetExceeded, CorruptData, ImpossibleObservation
 from agentmem.footprint import footprint
 from agentmem.model import Model
+from agentmem.observations import ObservationBuffer
 from agentmem.population import Population
 from agentmem.sharing import ModelPool
 from agentmem.trajectory import FilterResult
@@ -52,6 +54,7 @@ __all__ = [
     "ImpossibleObservation",
     "Model",
     "ModelPool",
+    "ObservationBuffer",
     "Population",
     "SparseArray",
     "SparseBelief",
