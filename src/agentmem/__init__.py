@@ -7,6 +7,7 @@ The house, in import order:
 ``footprint``          `footprint`: how many bytes an object graph holds, by part
 ``files``              a header and named arrays in one checksummed, memory-mapped file
 ``budget``             `Budget`: how many bytes may be held, and by whom they are
+``scratch``            `Scratch`: temporary arrays out of buffers that are lent again
 ``array``              `SparseArray`: real numbers of any shape, mostly zero; takes part in NumPy
 ``belief``             `SparseBelief`: a `SparseArray` that is a measure, with the filter verbs
 ``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps
@@ -42,6 +43,7 @@ from agentmem.footprint import footprint
 from agentmem.model import Model
 from agentmem.observations import ObservationBuffer
 from agentmem.population import Population
+from agentmem.scratch import Scratch
 from agentmem.sharing import ModelPool
 from agentmem.trajectory import FilterResult
 
@@ -56,6 +58,7 @@ __all__ = [
     "ModelPool",
     "ObservationBuffer",
     "Population",
+    "Scratch",
     "SparseArray",
     "SparseBelief",
     "footprint",
