@@ -52,7 +52,7 @@ class Layout(NamedTuple):
     @classmethod
     def checked(cls, n_agents: int, shape: int | tuple[int, ...], dtype: DTypeLike, capacity: int) -> Self:
         kind = np.dtype(dtype)
-        if kind.hasobject or kind.itemsize == 0 or descr_to_dtype(dtype_to_descr(kind)) != kind:
+        if kind.hasobject or kind.itemsize == 0 or descr_to_dtype(dtype_to_descr(kind.base)) != kind.base:
             raise TypeError(f"dtype {kind} given; expected one of NumPy's, of fixed size and without objects")
         lengths = tuple(map(operator.index, shape)) if isinstance(shape, tuple | list) else (operator.index(shape),)
         layout = cls(operator.index(n_agents), lengths + kind.shape, kind.base, operator.index(capacity))
