@@ -6,6 +6,7 @@ The numbers are pymdp's, its constants included; the kernel is `_core.policy`. H
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -39,7 +40,7 @@ class Tree:
             if given.ndim != 2 or given.shape[1] != len(num_controls) or not len(given):
                 raise ValueError(f"policy {k} of shape {given.shape} given; expected (policy_len, {len(num_controls)})")
             if not ((given >= 0) & (given < num_controls)).all():
-                raise ValueError(f"policy {k} has controls beyond {list(num_controls)}")
+                raise ValueError(f"policy {k} has controls beyond {list(num_controls)}: {given.tolist()}")
         paths = [tuple(map(tuple, np.asarray(policy, dtype=int).tolist())) for policy in policies]
         nodes = sorted({path[:k] for path in paths for k in range(1, len(path) + 1)})  # a beginning before its ends
         if not nodes:
@@ -87,6 +88,9 @@ def choose_actions(
     """(n,): an action for each agent by what policies are worth to it, (n, n_policies); see `Population.act`."""
     if action_selection not in ("deterministic", "stochastic"):
         raise ValueError(f"action_selection={action_selection!r} given; expected 'deterministic' or 'stochastic'")
+    for name, value in (("gamma", gamma), ("alpha", alpha)):
+        if not isinstance(value, numbers.Real) or not 0 <= value < np.inf:
+            raise ValueError(f"{name}={value!r} given; expected a finite number of at least 0")
     first = np.array([np.ravel(policy)[0] for policy in policies], dtype=np.intp)
     p = softmax(gamma * G) @ np.eye(n_actions)[first]
     if action_selection == "deterministic":

@@ -6,6 +6,7 @@ all agents have succeeded. The result does not depend on the number of threads, 
 
 from __future__ import annotations
 
+import numbers
 import operator
 import os
 import sys
@@ -43,7 +44,7 @@ class Population:
     model : Model
     n_agents : int
     initial : (S,) array_like or SparseBelief, optional
-        What every agent believes first; the model's prior if None.
+        What every agent believes first, which need not sum to 1; the model's prior if None.
     prune : float
         What `update` drops: entries below this share of an agent's largest; 0.0 is exact.
     max_states : int, optional
@@ -74,8 +75,8 @@ class Population:
     """
 
     __slots__ = (
-        "__weakref__", "_chunks", "_pool", "_sensors", "_template", "_writing", "max_states", "model", "prune",
-        "threads",
+        "__weakref__", "_chunks", "_max_states", "_model", "_pool", "_prune", "_sensors", "_template", "_threads",
+        "_writing",
     )  # fmt: skip
 
     def __init__(
@@ -88,13 +89,13 @@ class Population:
         max_states: int | None = None,
         threads: int | None = None,
     ) -> None:
-        n = operator.index(n_agents)
-        if n < 0:
-            raise ValueError(f"n_agents={n_agents} given; expected at least 0")
+        n = whole(n_agents, "n_agents", 0)
         _check_model(model)
         belief = model.belief() if initial is None else _copy_of(initial, model.dtype)
         self._begin(model, belief, prune, max_states, threads)
         [one] = self._stored([belief])
+        if n * (each := sys.getsizeof(one) - CoreChunk.__basicsize__) > (there := _memory()):
+            raise MemoryError(f"n_agents={n} given; they need {n * each:,} bytes where {there:,} are")
         for first in range(0, n, CHUNK):
             self._chunks += self._gathered([one], np.zeros(min(CHUNK, n - first), np.intp))
 
@@ -119,17 +120,11 @@ class Population:
     def _begin(
         self, model: Model, template: SparseBelief, prune: float, max_states: int | None, threads: int | None
     ) -> None:
-        if not 0 <= prune < 1:
-            raise ValueError(f"prune={prune!r} given; expected at least 0 and below 1")
-        if max_states is not None and operator.index(max_states) < 1:
-            raise ValueError(f"max_states={max_states!r} given; expected at least 1")
-        if threads is not None and operator.index(threads) < 1:
-            raise ValueError(f"threads={threads!r} given; expected at least 1")
-        self.model, self.prune, self.max_states, self.threads = model, prune, max_states, threads
+        self._model, self.prune, self.max_states, self.threads = model, prune, max_states, threads
         self._chunks: list[CoreChunk] = []
         self._template = template  # of shape, dtype and class
         self._checked(template)
-        template.prune_below = prune
+        template.prune_below = self.prune
         self._sensors: CoreSensors | None = None
         self._writing = threading.Lock()
         self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None  # for how many threads, in which process
@@ -146,6 +141,42 @@ class Population:
         if belief.shape != self._template.shape:
             raise ValueError(f"belief of shape {belief.shape} given; expected {self._template.shape} as the others")
         return belief
+
+    # ---- how it steps
+
+    @property
+    def model(self) -> Model:
+        """What all agents share."""
+        return self._model
+
+    @property
+    def prune(self) -> float:
+        """What `update` drops: entries below this share of an agent's largest; 0.0 is exact."""
+        return self._prune
+
+    @prune.setter
+    def prune(self, value: float) -> None:
+        if not isinstance(value, numbers.Real) or not 0 <= value < 1:
+            raise ValueError(f"prune={value!r} given; expected at least 0 and below 1")
+        self._prune: float = float(value)
+
+    @property
+    def max_states(self) -> int | None:
+        """How many states an agent may hold possible after an update; None: any number."""
+        return self._max_states
+
+    @max_states.setter
+    def max_states(self, value: int | None) -> None:
+        self._max_states: int | None = None if value is None else whole(value, "max_states", 1)
+
+    @property
+    def threads(self) -> int | None:
+        """How many work on an update; None: the CPUs this process may use."""
+        return self._threads
+
+    @threads.setter
+    def threads(self, value: int | None) -> None:
+        self._threads: int | None = None if value is None else whole(value, "threads", 1)
 
     # ---- the step
 
@@ -242,6 +273,9 @@ class Population:
 
         def weigh(chunk: CoreChunk) -> NDArray[np.float64]:
             offsets, states, mass = chunk.entries()
+            totals = np.add.reduceat(mass, offsets[:-1])
+            if abs(totals - 1).max() > 1e-5:  # beliefs that were put in and do not sum to 1
+                mass = (mass / np.repeat(totals, np.diff(offsets))).astype(mass.dtype)
             worth = sensors.worth(
                 states, mass, tree.depths, tree.actions[:, 0], offsets=offsets, value=value,
                 information=use_states_info_gain,
@@ -333,6 +367,7 @@ class Population:
         return belief
 
     def __setitem__(self, agent: int, belief: SparseBelief) -> None:
+        """Make a copy of the belief, which need not sum to 1, that of this agent."""
         k = self._place(agent)
         self._checked(belief)
         with self._as_writer():
@@ -342,10 +377,15 @@ class Population:
         return (self[k] for k in range(len(self)))
 
     def _place(self, agent: int) -> int:
-        k, n = operator.index(agent), len(self)
+        k, n = whole(agent, "agent"), len(self)
         if not -n <= k < n:
             raise IndexError(f"agent {k} given; there are {n}")
         return k % n
+
+    def _all_checked(self, beliefs: Iterable[SparseBelief]) -> list[SparseBelief]:
+        if isinstance(beliefs, SparseBelief):
+            raise TypeError("one belief given; expected several, in a list for example")
+        return [self._checked(belief) for belief in beliefs]
 
     # ---- which agents
 
@@ -355,14 +395,14 @@ class Population:
 
     def add(self, beliefs: Iterable[SparseBelief]) -> None:
         """Append agents with these beliefs, which are copied. O(bytes held)."""
-        given = [self._checked(belief) for belief in beliefs]
+        given = self._all_checked(beliefs)
         with self._as_writer():
             self._chunks = self._gathered([*self._chunks, *self._stored(given)], np.arange(len(self) + len(given)))
 
     def remove(self, agents: ArrayLike) -> None:
-        """Drop these agents, an index or several; the others move up. O(bytes held)."""
+        """Drop these agents, an index, several, or an (n,) mask; the others move up. O(bytes held)."""
         kept = np.ones(len(self), dtype=bool)
-        kept[[self._place(agent) for agent in np.atleast_1d(np.asarray(agents)).tolist()]] = False
+        kept[agents_of(agents, len(self))] = False
         with self._as_writer():
             self._chunks = self._gathered(self._chunks, np.flatnonzero(kept))
 
@@ -432,8 +472,7 @@ class Population:
 
         Agents with fewer states have -1 and 0.0 in the rest. O(nnz log nnz).
         """
-        if operator.index(k) < 0:
-            raise ValueError(f"k={k} given; expected at least 0")
+        k = whole(k, "k", 0)
         states, values = np.full((len(self), k), -1, np.intp), np.zeros((len(self), k), self.model.dtype)
         for agents, (offsets, found, mass) in self._records():
             row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -508,8 +547,8 @@ class Population:
             chunks.append(CoreChunk(len(arrays["counts"]), model.n_states, model.dtype))
             chunks[-1].fill(**arrays)
         n = sum(chunk.n_rows for chunk in chunks)
-        whole = all(chunk.n_rows == CHUNK for chunk in chunks[:-1]) and (not chunks or chunks[-1].n_rows <= CHUNK)
-        population._chunks = chunks if whole else population._gathered(chunks, np.arange(n))
+        even = all(chunk.n_rows == CHUNK for chunk in chunks[:-1]) and (not chunks or chunks[-1].n_rows <= CHUNK)
+        population._chunks = chunks if even else population._gathered(chunks, np.arange(n))
         return population
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -573,6 +612,32 @@ def unnumbered(buffers: dict[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]
     return [parts[k] for k in range(len(parts))]
 
 
+def whole(value: Any, name: str, lowest: int | None = None) -> int:
+    """An int, which is at least the lowest."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} given; expected an int") from None
+    if lowest is not None and number < lowest:
+        raise ValueError(f"{name}={number} given; expected at least {lowest}")
+    return number
+
+
+def agents_of(given: ArrayLike, n: int) -> NDArray[np.intp]:
+    """The numbers, from 0 to n - 1, of agents given as an int, several, or a mask of n."""
+    agents = np.asarray(given)
+    if agents.dtype == np.bool_:
+        if agents.shape != (n,):
+            raise ValueError(f"mask of shape {agents.shape} given; expected ({n},)")
+        return np.flatnonzero(agents)
+    if agents.ndim > 1 or (agents.size and agents.dtype.kind not in "iu"):
+        raise TypeError(f"agents of shape {agents.shape} and {agents.dtype} given; expected ints")
+    agents = np.atleast_1d(agents).astype(np.intp)
+    if len(wrong := agents[(agents < -n) | (agents >= n)]):
+        raise IndexError(f"agent {wrong[0]} given; there are {n}")
+    return agents % max(n, 1)
+
+
 def checked_step(
     model: Model, n_agents: int, actions: ArrayLike, observations: ArrayLike, on_impossible: OnImpossible
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -585,16 +650,16 @@ def checked_step(
 
 def _per_agent(given: ArrayLike, n_agents: int, name: str, lowest: int, end: int) -> NDArray[np.intp]:
     """One number for each agent, in range."""
-    numbers = np.asarray(given)
-    if numbers.shape not in ((), (n_agents,)):
-        raise ValueError(f"{name}s of shape {numbers.shape} given; expected ({n_agents},)")
-    if numbers.dtype.kind not in "iu" and numbers.size:
-        raise TypeError(f"{name}s of dtype {numbers.dtype} given; expected ints")
-    if n_agents and not lowest <= numbers.min() <= numbers.max() < end:
-        wrong = np.flatnonzero((numbers < lowest) | (numbers >= end))[0]
-        raise ValueError(f"agent {wrong}: {name} {numbers.flat[wrong]} given; expected {lowest} to {end - 1}")
+    found = np.asarray(given)
+    if found.shape not in ((), (n_agents,)):
+        raise ValueError(f"{name}s of shape {found.shape} given; expected ({n_agents},)")
+    if found.dtype.kind not in "iu" and found.size:
+        raise TypeError(f"{name}s of dtype {found.dtype} given; expected ints")
+    if n_agents and not lowest <= found.min() <= found.max() < end:
+        wrong = np.flatnonzero((found < lowest) | (found >= end))[0]
+        raise ValueError(f"agent {wrong}: {name} {found.flat[wrong]} given; expected {lowest} to {end - 1}")
     each = np.empty(n_agents, np.intp)
-    each[:] = numbers
+    each[:] = found
     return each
 
 
@@ -628,6 +693,13 @@ def _draws(offsets: NDArray[Any], states: NDArray[Any], values: NDArray[Any], dr
     at = np.searchsorted(totals, wanted, side="right")
     chosen: NDArray[Any] = states[np.minimum(at, offsets[1:] - 1)]
     return chosen
+
+
+def _memory() -> int:
+    """Bytes of this machine, what it may swap included."""
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
 
 
 def _available_cpus() -> int:

@@ -9,7 +9,7 @@ from all of them, has noted it. A shard whose process dies is begun again from w
 
 from __future__ import annotations
 
-import operator
+import logging
 import os
 import threading
 import warnings
@@ -29,10 +29,12 @@ from agentmem.policy import choose_actions
 from agentmem.population import (
     OnImpossible,
     Population,
+    agents_of,
     checked_step,
     impossible_observations,
     numbered,
     unnumbered,
+    whole,
 )
 
 if find_spec("ray") is None:  # not imported yet: what it reads of the environment then is set in `_connect`
@@ -40,6 +42,8 @@ if find_spec("ray") is None:  # not imported yet: what it reads of the environme
 
 State = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # a population's header and buffers
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]      # a population's method and its arguments
+
+LOG = logging.getLogger(__name__)
 
 NOTED_ROOM = 1 << 24  # bytes of changes that are noted before notes begin anew, or as many as all shards held then
 LIVES = 4             # processes that one call of one shard may use up
@@ -128,9 +132,9 @@ class RayPopulation:
     threads : int, optional
         How many work on an update in each shard; the CPUs its process may use if None.
     address : str, optional
-        Of a running Ray cluster. If None and none is connected or named by `RAY_ADDRESS`, a local Ray is started on the
-        loopback interface, without dashboard and usage statistics. (Where `ray` was imported before, it listens where
-        Ray's own default says.)
+        Of a running Ray cluster; where this process is connected already, that connection is taken. If None and no
+        cluster is connected or named by `RAY_ADDRESS`, a local Ray is started on the loopback interface, without
+        dashboard and usage statistics. (Where `ray` was imported before, it listens where Ray's own default says.)
 
     Raises
     ------
@@ -145,7 +149,9 @@ class RayPopulation:
     none. A shard whose process or machine dies is begun again from the last checkpoint (one of its own in Ray's object
     store, or the last that `checkpoint` wrote) and the changes since, which the driver keeps; so nothing is lost while
     the driver lives. Each update costs some milliseconds for the messages, so shards pay from about 10,000 agents each.
-    The actors end with the population. One thread at a time.
+    A shard begun again is a warning of the logger `agentmem.integrations.ray`; Ray itself prints why it died. The
+    actors end with the population (`del`), a local Ray with the process or `ray.shutdown()`, after which a checkpoint
+    is what is left. One thread at a time; it cannot be pickled.
 
     Examples
     --------
@@ -303,6 +309,7 @@ class RayPopulation:
                 if not lives:
                     message = f"shard {k} of {len(self._actors)} died {LIVES} times in one call; nothing has changed"
                     raise RuntimeError(message) from error
+                LOG.warning("shard %d of %d died and is begun again: %s", k, len(self._actors), type(error).__name__)
             answer = self._send(remote, k, arguments)
 
     def _shorten(self) -> None:
@@ -425,7 +432,7 @@ class RayPopulation:
 
     def _place(self, agent: int) -> tuple[int, int]:
         """The shard of an agent, and its number there."""
-        agent, n = operator.index(agent), len(self)
+        agent, n = whole(agent, "agent"), len(self)
         if not -n <= agent < n:
             raise IndexError(f"agent {agent} given; there are {n}")
         [(k, span)] = [(k, span) for k, span in self._spans().items() if span.start <= agent % n < span.stop]
@@ -438,16 +445,16 @@ class RayPopulation:
 
     def add(self, beliefs: Iterable[SparseBelief]) -> None:
         """Append agents with these beliefs, which are copied, to the last shard. O(bytes it holds)."""
-        new = [belief.copy() for belief in map(self._local._checked, beliefs)]
+        new = [belief.copy() for belief in self._local._all_checked(beliefs)]
         *sizes, last = self._sizes
         if new:
             self._change({len(sizes): ("add", (new,), {})}, [*sizes, last + len(new)])
 
     def remove(self, agents: ArrayLike) -> None:
-        """Drop these agents, an index or several; the others move up. O(bytes held)."""
+        """Drop these agents, an index, several, or an (n,) mask; the others move up. O(bytes held)."""
         calls: dict[int, Call] = {}
         sizes = self._sizes.copy()
-        places = {self._place(agent) for agent in np.atleast_1d(np.asarray(agents)).tolist()}
+        places = {self._place(agent) for agent in agents_of(agents, len(self)).tolist()}
         for k in {k for k, _ in places}:
             gone = np.array(sorted(place for owner, place in places if owner == k))
             calls[k] = "remove", (gone,), {}
@@ -529,11 +536,7 @@ def _nbytes(call: Call) -> int:
 
 def _shares(n_agents: int, n_shards: int) -> list[int]:
     """How many agents each shard gets."""
-    n, shards = operator.index(n_agents), operator.index(n_shards)
-    if n < 0:
-        raise ValueError(f"n_agents={n} given; expected at least 0")
-    if shards < 1:
-        raise ValueError(f"n_shards={shards} given; expected at least 1")
+    n, shards = whole(n_agents, "n_agents", 0), whole(n_shards, "n_shards", 1)
     return [n // shards + (k < n % shards) for k in range(shards)]
 
 
