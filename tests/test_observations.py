@@ -1,6 +1,7 @@
 """A ring of observations per agent beside a deque per agent; then everything that can happen to its file."""
 
 import collections
+import fcntl
 import io
 import os
 import pickle
@@ -20,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import agentmem as am
 from reference import same_environment
 
-SECONDS = 10 if os.environ.get("AGENTMEM_FULL") == "1" else 2
+SECONDS = 10 if os.environ.get("AGENTMEM_FULL") == "1" else 1
 
 
 def same(x, y):
@@ -382,6 +383,12 @@ def test_a_damaged_byte_of_a_large_slot_is_found(tmp_path):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         with pytest.raises(am.CorruptData, match="agent 0, slot 0"):
             am.ObservationBuffer.open(path).read(0)
+    for one, other in [(0, 1), (5, 512 * 9 + 5)]:  # words changed places along a row, along a column
+        words = truth.copy()
+        words[[one, other]] = words[[other, one]]
+        path.write_bytes(content[:start] + words.tobytes() + content[start + 8 * n :])
+        with pytest.raises(am.CorruptData, match="agent 0, slot 0"):
+            am.ObservationBuffer.open(path).read(0)
 
 
 def test_a_truncated_file_is_refused(tmp_path):
@@ -416,6 +423,49 @@ def test_a_disk_without_room_leaves_what_was_there(tmp_path):
         print(buffer.read(1)[-1], am.ObservationBuffer.open("seen").count(2))
     """
     assert printed(script, tmp_path) == "OSError ['seen'] True\n" * 2 + "1000.0 0\n"
+
+
+def test_disk_space_is_taken_at_once(tmp_path):
+    parameters = tmp_path / "seen", 1, (1000, 1000), "u1"
+    with am.ObservationBuffer(*parameters) as buffer:
+        assert (tmp_path / "seen").stat().st_blocks * 512 >= 2_000_000
+        buffer.resize(n_agents=2)
+        assert (tmp_path / "seen").stat().st_blocks * 512 >= 4_000_000
+        buffer.resize(n_agents=1)
+    with (tmp_path / "seen").open("r+b") as file:  # a copy with holes where there were zeros
+        file.truncate(4096)
+        file.truncate(2_000_000 + 192)
+    with am.ObservationBuffer(*parameters):
+        assert (tmp_path / "seen").stat().st_blocks * 512 >= 2_000_000
+
+
+def test_a_crash_before_the_new_file_took_its_place_is_undone(tmp_path):
+    path = tmp_path / "seen"
+    truth, content = made(path)
+    at = 128 + 2 * 8  # the flag that makes readers look for another file
+    path.write_bytes(content[:at] + b"\1" + content[at + 1 :])
+    reader = am.ObservationBuffer.open(path)
+    assert np.array_equal(kept(reader)[0], truth[0])
+    with am.ObservationBuffer(path, 2, (2,), "<i2", capacity=2):
+        assert path.read_bytes() == content
+    assert np.array_equal(kept(reader)[0], truth[0])
+
+
+def test_a_file_that_is_replaced_while_a_writer_waits_for_its_lock(tmp_path, monkeypatch):
+    first, take = am.ObservationBuffer(tmp_path / "seen", 1, (), "i8"), fcntl.flock
+
+    def resized_before(fd, how):
+        monkeypatch.setattr(fcntl, "flock", take)
+        first.resize(capacity=2)
+        first.write(0, 5)
+        first.close()
+        take(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", resized_before)
+    second = am.ObservationBuffer(tmp_path / "seen", 1, (), "i8", capacity=2)
+    assert second.read(0) == 5
+    with pytest.raises(BlockingIOError):
+        am.ObservationBuffer(tmp_path / "seen", 1, (), "i8", capacity=2)
 
 
 def test_readers_follow_to_the_new_file(tmp_path):
@@ -615,7 +665,7 @@ def test_no_reader_sees_half_an_observation(n, capacity, tmp_path):
     buffer = am.ObservationBuffer(tmp_path / "seen", 3, (n,), "f8", capacity=capacity)
     for agent in range(3):
         buffer.write(agent, np.full(n, agent))
-    readers = [run(READER, tmp_path / "seen", SECONDS / 2) for _ in range(8)]
+    readers = [run(READER, tmp_path / "seen", SECONDS) for _ in range(8)]
     try:
         assert [reader.stdout.readline() for reader in readers] == ["ready\n"] * 8
         for reader in readers:

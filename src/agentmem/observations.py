@@ -223,7 +223,10 @@ class ObservationBuffer:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """A reader of the file that another object writes, or wrote. It follows when the writer resizes it."""
+        """A reader of the file that another object writes, or wrote. It follows when the writer resizes it.
+
+        Raises CorruptData as the constructor does. O(1); nothing is read but the head.
+        """
         path = os.path.abspath(path)
         ring, _ = _mapped(path, os.O_RDONLY)
         reader = cls.__new__(cls)
@@ -258,9 +261,10 @@ class ObservationBuffer:
         Raises
         ------
         TypeError
-            NumPy's rule ``"same_kind"`` (``"safe"`` between integers and for structured dtypes) refuses the dtype.
+            The dtype does not cast to the buffer's: by NumPy's rule ``"same_kind"`` to floats, by ``"safe"`` to others,
+            but integers go by their values.
         ValueError
-            The shape is another, or an integer is too large.
+            The shape is another, or an integer does not fit.
         IndexError
             There is no such agent.
         """
