@@ -16,6 +16,7 @@ The house, in import order:
 ``policy``             policies as a tree, and what sensors and preferences make of them
 ``population``         `Population`: the beliefs of many agents over one model, stepped together
 ``sharing``            `ModelPool`: equal models of a process as one object
+``spill``              `Spill`: what leaves memory, and comes back; `Lazy`: what is built when asked for
 ``profiler``           what a change costs and saves, measured (not imported here)
 ``formats``            readers of public model files: `.POMDP` (not imported here)
 ``integrations``       worlds and agents of other libraries (not imported here)
@@ -45,6 +46,7 @@ from agentmem.observations import ObservationBuffer
 from agentmem.population import Population
 from agentmem.scratch import Scratch
 from agentmem.sharing import ModelPool
+from agentmem.spill import Lazy, Spill
 from agentmem.trajectory import FilterResult
 
 __version__ = "0.1.0"
@@ -54,6 +56,7 @@ __all__ = [
     "CorruptData",
     "FilterResult",
     "ImpossibleObservation",
+    "Lazy",
     "Model",
     "ModelPool",
     "ObservationBuffer",
@@ -61,5 +64,6 @@ __all__ = [
     "Scratch",
     "SparseArray",
     "SparseBelief",
+    "Spill",
     "footprint",
 ]
