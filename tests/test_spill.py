@@ -220,7 +220,6 @@ CHANGES = {
     "population": (lambda: am.Population(model_of(), 3), lambda p: p.update([0, 1, 0], [1, 1, 1])),
     "threads": (lambda: am.Population(model_of(), 3, threads=1), lambda p: setattr(p, "threads", 2)),
     "cell": (lambda: np.zeros(4), lambda a: a.__setitem__(2, -0.0)),
-    "dtype": (lambda: np.zeros(4), lambda a: setattr(a, "dtype", "i8")),
     "size": (lambda: np.zeros(4), lambda a: a.resize(7, refcheck=False)),
 }
 
