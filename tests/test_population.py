@@ -1,25 +1,29 @@
 """A population is a list of SparseBeliefs stepped one by one, bit for bit, for any number of threads."""
 
+import contextlib
 import copy
 import gc
 import math
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from scipy import sparse
 
 import agentmem as am
 import reference
 from agentmem import population as module
 from agentmem.files import write_arrays
-from reference import DTYPES, content
+from reference import DTYPES, content, same_environment
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 N_ACTIONS, N_OBSERVATIONS = 2, 4
@@ -228,6 +232,45 @@ def test_takes_and_gives_copies():
     assert population[-1].tolist() == population[11].tolist()
 
 
+def test_a_belief_that_another_thread_changes_is_not_taken():
+    """Whole or not at all."""
+    n_states = 100_000
+    model = am.Model(sparse.eye_array(n_states, format="csr"), np.ones((n_states, 1)))
+    chunk = am._core.CoreChunk(1, n_states, np.dtype(np.float64))
+    belief, taken, ended = am.SparseBelief(np.full(n_states, 3.0)), am.SparseBelief.uniform(n_states), []
+
+    def change():
+        try:
+            for _ in range(60):
+                with contextlib.suppress(RuntimeError):
+                    belief[:] = 3.0  # no longer known to be a measure
+                    belief.update(model, 0, 0)
+        finally:
+            ended.append(True)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    while not ended:
+        try:
+            chunk.store(0, belief)
+        except RuntimeError:
+            continue
+        chunk.load(0, taken)
+        assert len(set(taken.values.tolist())) == 1
+    thread.join()
+
+
+def test_a_belief_that_only_says_it_is_one_is_not_taken():
+    class Liar(am.SparseBelief):
+        def _is_measure(self):
+            return True
+
+    liar = Liar([0.5, 0.5])
+    liar[:] = 0
+    with pytest.raises(ValueError):
+        divided_population()[0] = liar
+
+
 def test_beliefs_put_in_step_as_the_others():
     model = model_of(seen=4)
     population, beliefs = am.Population(model, 9), [model.belief() for _ in range(9)]
@@ -291,6 +334,38 @@ def test_means_and_marginals_of_all():
     assert [content(b) for b in population.marginal(1)] == [content(b.marginal(1)) for b in population]
     with pytest.raises(ValueError, match=r"f of shape \(5, 8\) given; expected \(8, 5\)"):
         population.expectation(f.T)
+
+
+def test_beliefs_of_any_scale_do_not_disturb_each_other():
+    model = am.Model(np.eye(2), np.ones((2, 1)))
+    masses = [[1e300, 1e300], [0.5, 0.5], [1e308, 1e-308], [1e-300, 3e-300], [2.0, 0.0]]
+    population = am.Population.from_beliefs(model, [am.SparseBelief(mass) for mass in masses])
+    drawn = np.mean([population.sample(seed) for seed in range(400)], axis=0)
+    assert abs(drawn - [0.5, 0.5, 0.0, 0.75, 0.0]).max() < 0.1
+    entropy = [np.log(2), np.log(2), 0, np.log(4) - 0.75 * np.log(3), 0]
+    np.testing.assert_allclose(population.entropy(), entropy, atol=1e-12)
+    np.testing.assert_allclose(population.expectation([0.0, 1.0]), [0.5, 0.5, 0.0, 0.75, 0.0], atol=1e-12)
+
+
+def test_draws_do_not_depend_on_how_agents_lie():
+    model = model_of(seen=4)
+    population = am.Population(model, 23)
+    population.update(*(s[0] for s in streams(model, 23, 1)))
+    numbers = np.random.default_rng(0).random(23)
+    apart = [population[k : k + 1]._drawn(numbers[k : k + 1])[0] for k in range(23)]
+    assert population._drawn(numbers).tolist() == apart
+
+
+def test_queries_unfold_a_few_uniform_beliefs_at_a_time():
+    n_states = 100_000
+    model = am.Model(sparse.eye_array(n_states, format="csr"), np.ones((n_states, 1)))
+    population = am.Population(model, 100)
+    tracemalloc.start()
+    try:
+        population.entropy()
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_draws_follow_the_beliefs():
@@ -723,6 +798,35 @@ def test_options_are_checked_whenever_they_are_set(name):
     assert getattr(population, name) is before
 
 
+def test_a_tiny_belief_is_still_one_when_opened(tmp_path):
+    model = model_of(seen=4)
+    population = am.Population.from_beliefs(model, [am.SparseBelief(np.full(40, 1e-300))] * 3)
+    population.save(tmp_path / "agents")
+    again = am.Population.open(tmp_path / "agents", model)
+    assert again.update(1, 2).tolist() == population.update(1, 2).tolist()
+    assert snapshot(again) == snapshot(population)
+
+
+@pytest.mark.parametrize("support", [1, 40, 200])
+def test_likelihoods_of_few_states_over_large_supports(support):
+    """In a bitmap or as pairs, met by more or fewer states than the likelihood lists; workspaces begin small."""
+    n_states = 640
+    stay = sparse.eye_array(n_states, format="csr")
+    Z = np.zeros((n_states, 2))
+    Z[:, 0] = 1
+    Z[:30] = [0.25, 0.75]
+    model = am.Model(stay, Z)
+    start = am.SparseBelief.from_indices(np.arange(support), np.full(support, 1 / support), n_states)
+    population = am.Population(model, 3, initial=start, prune=0.0)
+    am._core.release_scratch()
+    for _ in range(3):
+        expected = reference.normalized(population[0].to_dense() * Z[:, 1])
+        population.update(0, 1)
+        np.testing.assert_allclose(population[2].to_dense(), expected, rtol=1e-12)
+        population.update(0, -1)
+        np.testing.assert_allclose(population[2].to_dense(), expected, rtol=1e-12)
+
+
 def test_plans_of_beliefs_that_do_not_sum_to_one():
     population = told_apart()
     G = population.expected_free_energy(POLICIES, np.arange(4.0))
@@ -820,8 +924,26 @@ def test_an_error_in_a_thread_is_raised(threads):
             raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        population._on_threads(fail, range(5))
-    assert 2 in seen and snapshot(population) == before
+        population._on_threads(fail, range(500))
+    assert 2 in seen and len(seen) < 500 and snapshot(population) == before
+
+
+def test_the_end_of_the_interpreter_is_stepped_through():
+    """Threads cannot be started then; the one there is does all."""
+    program = """
+import threading, time, numpy as np, agentmem as am
+from agentmem import population as module
+module.CHUNK, module.WORTH_A_THREAD = 5, 1
+agents = am.Population(am.Model(np.eye(4), np.eye(4)), 40, threads=3)
+def run():
+    threading.main_thread().join()
+    agents.update(0, -1)
+    print("stepped", flush=True)
+threading.Thread(target=run).start()
+"""
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, env=same_environment(), capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "stepped\n", ran.stderr
 
 
 def test_a_chunk_trusts_nobody():

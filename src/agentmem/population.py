@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import numpy as np
@@ -26,13 +26,14 @@ from agentmem.model import Model
 from agentmem.policy import Tree, choose_actions, log_preferences, sensors_of
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Part = TypeVar("Part")
 Done = TypeVar("Done")
 OnImpossible = Literal["raise", "predict", "likelihood"]
 
 CHUNK = 1024              # agents: enough that a chunk's Python is lost in its work, few enough to fit in a cache twice
+RECORD = 1 << 20          # entries that a query unfolds at a time
 WORTH_A_THREAD = 200_000  # bytes of beliefs: waking one takes as long as 500 agents of six states each do
 
 
@@ -209,8 +210,8 @@ class Population:
         -----
         O(entries of T in the rows of all supports), on `threads` threads without the GIL.
         """
-        a, o = checked_step(self.model, len(self), actions, observations, on_impossible)
         with self._as_writer():
+            a, o = checked_step(self.model, len(self), actions, observations, on_impossible)
             evidence = np.empty(len(self))
             chunks = self._step_chunks(a, o, evidence)
             impossible = np.flatnonzero(evidence == -np.inf)
@@ -224,7 +225,7 @@ class Population:
                 except ImpossibleObservation:  # no state gives it
                     hopeless.append(agent)
                     continue
-                if self.max_states is not None:
+                if self.max_states is not None and belief.nnz > self.max_states:
                     belief.prune(max_states=self.max_states)
                 chunks[agent // CHUNK].store(agent % CHUNK, belief)
             if hopeless:
@@ -272,15 +273,17 @@ class Population:
             value = np.array([sensors.expectation(0, row) for row in logs])
 
         def weigh(chunk: CoreChunk) -> NDArray[np.float64]:
-            offsets, states, mass = chunk.entries()
-            totals = np.add.reduceat(mass, offsets[:-1])
-            if abs(totals - 1).max() > 1e-5:  # beliefs that were put in and do not sum to 1
-                mass = (mass / np.repeat(totals, np.diff(offsets))).astype(mass.dtype)
-            worth = sensors.worth(
-                states, mass, tree.depths, tree.actions[:, 0], offsets=offsets, value=value,
-                information=use_states_info_gain,
-            )  # fmt: skip
-            return worth[:, tree.ends]
+            found = []
+            for _, (offsets, states, mass) in records(chunk):
+                totals = np.add.reduceat(mass, offsets[:-1])
+                if abs(totals - 1).max() > 1e-5:  # beliefs that were put in and do not sum to 1
+                    mass = shares(offsets, mass).astype(mass.dtype)
+                worth = sensors.worth(
+                    states, mass, tree.depths, tree.actions[:, 0], offsets=offsets, value=value,
+                    information=use_states_info_gain,
+                )  # fmt: skip
+                found.append(worth[:, tree.ends])
+            return np.concatenate(found)
 
         found = self._on_threads(weigh, self._chunks)
         return np.concatenate(found) if found else np.empty((0, len(tree.ends)))
@@ -309,12 +312,15 @@ class Population:
         self, a: NDArray[np.intp], o: NDArray[np.intp], evidence: NDArray[np.float64]
     ) -> list[CoreChunk]:
         """New chunks; each agent's log-evidence is written."""
-        model, prune, most = self.model, self.prune, self.max_states or 0
+        model, prune, most = self.model, self.prune, min(self.max_states or 0, self.model.n_states)
 
         def step(place: tuple[int, CoreChunk]) -> CoreChunk:
             k, chunk = place
             agents = slice(k * CHUNK, k * CHUNK + chunk.n_rows)
-            return chunk.step(model, a[agents], o[agents], prune, most, evidence[agents])
+            try:
+                return chunk.step(model, a[agents], o[agents], prune, most, evidence[agents])
+            except ValueError as error:
+                raise ValueError(f"of agents {agents.start} to {agents.stop - 1}, {error}") from None
 
         return self._on_threads(step, list(enumerate(self._chunks)))
 
@@ -324,21 +330,28 @@ class Population:
         left = iter(range(len(parts)))  # shared: each thread takes the next part
 
         def work() -> None:
-            for k in left:
-                found[k] = function(parts[k])
+            try:
+                for k in left:
+                    found[k] = function(parts[k])
+            finally:
+                for _ in left:  # an error here ends the others' work too
+                    pass
 
-        n_threads = min(self.threads or _available_cpus(), len(parts), 1 + self.nbytes // WORTH_A_THREAD)
-        beside = [self._workers(n_threads - 1).submit(work) for _ in range(1, n_threads)]
+        wanted = self.threads or _available_cpus()
+        beside: list[Future[None]] = []
+        with suppress(RuntimeError):  # where the interpreter is ending and starts no threads
+            while len(beside) < min(wanted, len(parts), 1 + self.nbytes // WORTH_A_THREAD) - 1:
+                beside.append(self._workers(wanted - 1).submit(work))
         try:
             work()
-        finally:  # nobody works on when this has returned, however
+        finally:  # nobody works on when this has returned
             errors = [task.exception() for task in beside if not task.cancel()]
         for error in filter(None, errors):
             raise error
         return [found[k] for k in range(len(parts))]
 
     def _workers(self, n_threads: int) -> ThreadPoolExecutor:
-        """So many threads, kept: one takes longer to start than 500 agents take to step."""
+        """At most so many threads, kept: one takes longer to start than 500 agents take to step."""
         kind = n_threads, os.getpid()  # a forked process has none of its parent's threads
         if self._pool is None or self._pool[0] != kind:
             from concurrent.futures import ThreadPoolExecutor
@@ -490,8 +503,7 @@ class Population:
             raise ValueError(f"f of shape {values.shape} given; expected {self._template.shape}")
         flat, found = values.ravel(), np.empty(len(self))
         for agents, (offsets, states, mass) in self._records():
-            p = mass.astype(np.float64)
-            found[agents] = np.add.reduceat(p * flat[states], offsets[:-1]) / np.add.reduceat(p, offsets[:-1])
+            found[agents] = np.add.reduceat(shares(offsets, mass) * flat[states], offsets[:-1])
         return found
 
     def marginal(self, axis: int | Sequence[int]) -> list[SparseBelief]:
@@ -514,9 +526,10 @@ class Population:
         return found
 
     def _records(self) -> Iterator[tuple[slice, tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]]]:
-        """Chunk by chunk: which agents, and their beliefs as a CSR record."""
+        """Some agents at a time: which, and their beliefs as a CSR record."""
         for k, chunk in enumerate(self._chunks):
-            yield slice(k * CHUNK, k * CHUNK + chunk.n_rows), chunk.entries()
+            for rows, record in records(chunk):
+                yield slice(k * CHUNK + rows.start, k * CHUNK + rows.stop), record
 
     # ---- as header and buffers
 
@@ -673,6 +686,27 @@ def impossible_observations(
     return ImpossibleObservation(message, agents)
 
 
+Record = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]  # CSR: offsets, states, values
+
+
+def records(chunk: CoreChunk) -> Iterator[tuple[slice, Record]]:
+    """The rows of a chunk as CSR records of about a million entries at most, since a uniform belief unfolds."""
+    ends = np.cumsum(chunk.nnz())
+    first = 0
+    while first < chunk.n_rows:
+        before = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + RECORD, side="right")))
+        yield slice(first, last), chunk.entries(first, last)
+        first = last
+
+
+def shares(offsets: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.float64]:
+    """The values of each row as shares of their sum, however large or small."""
+    lengths = np.diff(offsets)
+    p = values / np.repeat(np.maximum.reduceat(values, offsets[:-1]).astype(np.float64), lengths)
+    return np.asarray(p / np.repeat(np.add.reduceat(p, offsets[:-1]), lengths))
+
+
 def _modes(offsets: NDArray[Any], states: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     largest = np.repeat(np.maximum.reduceat(values, offsets[:-1]), np.diff(offsets))
     places = np.flatnonzero(values == largest)
@@ -680,18 +714,16 @@ def _modes(offsets: NDArray[Any], states: NDArray[Any], values: NDArray[Any]) ->
 
 
 def _entropies(offsets: NDArray[Any], states: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-    p = values.astype(np.float64)
-    totals = np.add.reduceat(p, offsets[:-1])
-    p /= np.repeat(totals, np.diff(offsets))
-    return 0.0 - np.add.reduceat(p * np.log(p), offsets[:-1])
+    p = shares(offsets, values)
+    return 0.0 - np.add.reduceat(p * np.log(p, where=p > 0, out=np.zeros_like(p)), offsets[:-1])
 
 
 def _draws(offsets: NDArray[Any], states: NDArray[Any], values: NDArray[Any], draws: NDArray[Any]) -> NDArray[Any]:
-    totals = np.cumsum(values, dtype=np.float64)
-    before = np.append(0.0, totals)[offsets]
-    wanted = before[:-1] + draws * np.diff(before)
-    at = np.searchsorted(totals, wanted, side="right")
-    chosen: NDArray[Any] = states[np.minimum(at, offsets[1:] - 1)]
+    # In whole numbers, whose sums do not depend on which other agents lie in the same record.
+    totals = np.cumsum((shares(offsets, values) * 2.0**40).astype(np.int64))
+    before = np.append(0, totals)[offsets]
+    wanted = before[:-1] + (draws * np.diff(before)).astype(np.int64)
+    chosen: NDArray[Any] = states[np.searchsorted(totals, wanted, side="right")]
     return chosen
 
 

@@ -16,12 +16,12 @@ from libc.string cimport memcpy
 import numpy as np
 
 from agentmem._core.array cimport item_size, make_block, payload_size
-from agentmem._core.belief cimport CoreBelief
+from agentmem._core.belief cimport CoreBelief, check_measure
 from agentmem._core.model cimport CoreModel
 from agentmem._core.scratch cimport Workspace, borrow, give_back
 from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, evidence_of, foresee, list_entries, read_block,
                                   rescale, write_block)
-from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NORMALIZED, PAIRS, UNIFORM, lowest_bit,
+from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NORMALIZED, NOT_A_MEASURE, PAIRS, UNIFORM, lowest_bit,
                                    value_t)
 
 cnp.import_array()
@@ -260,21 +260,25 @@ cdef class CoreChunk:
         cdef Py_ssize_t hole
         cdef char* block
         self.check_row(k, False)
-        if belief.n_cells != self.n_cells or belief.type_num != self.type_num:
-            raise ValueError(f"belief of {belief.n_cells} states and {belief.dtype} given; expected {self.n_cells} and "
-                             f"{self.dtype}")
-        if belief.writing > 1:
-            raise RuntimeError("another thread is updating the belief")
-        if not belief._is_measure():
-            belief._explain_no_measure()
-            raise ValueError("belief that is no measure given")
-        self.check_still()
-        hole = size_of(self, k) if self.rows[k].n_stored >= 0 else 0
-        block = place(self, k, belief.storage, belief.n_stored, belief.is_measure, belief.pruned_mass)
-        if block == NULL:
-            raise MemoryError
-        memcpy(block, belief.block,
-               payload_size(belief.storage, belief.n_stored, self.n_cells, item_size(self.type_num)))
+        if belief.writing:
+            raise RuntimeError("two writers in one belief: another thread is updating it")
+        belief.writing = 1  # nobody else changes it, whatever lets other threads run below
+        try:
+            if belief.n_cells != self.n_cells or belief.type_num != self.type_num:
+                raise ValueError(f"belief of {belief.n_cells} states and {belief.dtype} given; expected {self.n_cells} "
+                                 f"and {self.dtype}")
+            if not check_measure(belief):
+                belief._explain_no_measure()
+                raise ValueError("belief that is no measure given")
+            self.check_still()
+            hole = size_of(self, k) if self.rows[k].n_stored >= 0 else 0
+            block = place(self, k, belief.storage, belief.n_stored, belief.is_measure, belief.pruned_mass)
+            if block == NULL:
+                raise MemoryError
+            memcpy(block, belief.block,
+                   payload_size(belief.storage, belief.n_stored, self.n_cells, item_size(self.type_num)))
+        finally:
+            belief.writing = 0
         self.holes += hole
         if self.holes > self.used >> 2:
             close_holes(self)
@@ -410,8 +414,10 @@ cdef class CoreChunk:
         give_back(w)
         if status == NO_MEMORY:
             raise MemoryError
+        if status == NOT_A_MEASURE:
+            raise ValueError(f"agent {at}: a belief whose sum overflows")
         if status != 0:
-            raise ValueError(f"row {at}: no probability is left: all of it underflowed")
+            raise ValueError(f"agent {at}: no probability is left: all of it underflowed")
         return new.trim()
 
     def trim(self):
@@ -423,28 +429,30 @@ cdef class CoreChunk:
             self.buffer, self.room = buffer, max(<Py_ssize_t> 8, self.used)
         return self
 
-    def entries(self):
-        """All rows as one CSR record: offsets (n_rows + 1,) int64, states int32, values of the dtype."""
+    def entries(self, Py_ssize_t first, Py_ssize_t last):
+        """Rows [first, last) as one CSR record: offsets (rows + 1,) int64, states int32, values of the dtype."""
         cdef Py_ssize_t k
         cdef Source source
         cdef int64_t[::1] starts
         cdef int32_t[::1] places
-        offsets = np.zeros(self.n_rows + 1, dtype=np.int64)
-        np.cumsum(self.nnz(), out=offsets[1:])
-        states, values = np.empty(offsets[self.n_rows], np.int32), np.empty(offsets[self.n_rows], self.dtype)
+        if not 0 <= first <= last <= self.n_rows:
+            raise IndexError(f"rows {first} to {last} given; there are {self.n_rows}")
+        offsets = np.zeros(last - first + 1, dtype=np.int64)
+        np.cumsum(self.nnz()[first:last], out=offsets[1:])
+        states, values = np.empty(offsets[last - first], np.int32), np.empty(offsets[last - first], self.dtype)
         if not len(states):
             return offsets, states, values
         starts, places = offsets, states
         cdef char* numbers = <char*> cnp.PyArray_DATA(<cnp.ndarray> values)
         cdef Py_ssize_t item = item_size(self.type_num)
-        for k in range(self.n_rows):
+        for k in range(first, last):
             read_row(self, k, &source)
             if item == 8:
-                list_entries(<const double*> source.mass, &source, &places[0] + starts[k],
-                             <double*> (numbers + starts[k] * item))
+                list_entries(<const double*> source.mass, &source, &places[0] + starts[k - first],
+                             <double*> (numbers + starts[k - first] * item))
             else:
-                list_entries(<const float*> source.mass, &source, &places[0] + starts[k],
-                             <float*> (numbers + starts[k] * item))
+                list_entries(<const float*> source.mass, &source, &places[0] + starts[k - first],
+                             <float*> (numbers + starts[k - first] * item))
         return offsets, states, values
 
     def nnz(self):

@@ -52,7 +52,7 @@ LIVES = 4             # processes that one call of one shard may use up
 class Shard:
     """Some of the agents, in an actor.
 
-    Every call tells how many changes count, so that one that was made but does not count is taken back first.
+    Every call tells how many of its changes count, so that one that was made but does not count is taken back first.
     """
 
     def __init__(self, model: Model, start: State, n_agents: int, threads: int | None, changes: Sequence[Call]) -> None:
@@ -105,15 +105,16 @@ class Change(NamedTuple):
 
     calls: dict[int, Call]  # by shard
     sizes: list[int]        # agents in each shard afterwards
-    nbytes: int             # of the arguments of all noted changes up to here
+    counts: list[int]       # changes that each shard has made, ever
+    nbytes: int             # of all noted changes up to here, about
 
 
 class Notes(NamedTuple):
     """From what every shard can begin again."""
 
     starts: list[Any]  # references to a State each
-    sizes: list[int]   # agents in each shard at first
-    before: int        # how many changes had been made then
+    sizes: list[int]   # agents in each shard then
+    counts: list[int]  # changes that each shard had made then
     changes: list[Change]
 
 
@@ -232,7 +233,7 @@ class RayPopulation:
 
         self._local = like[:0]
         self._model = ray.put(like.model)
-        self._notes = Notes(starts, sizes, 0, [])
+        self._notes = Notes(starts, sizes, [0] * len(starts), [])
         self._room = NOTED_ROOM
         self._in_use = threading.Lock()
         self._actors = [self._actor(k) for k in range(len(starts))]
@@ -249,8 +250,9 @@ class RayPopulation:
     # ---- what all is made of
 
     @property
-    def _count(self) -> int:
-        return self._notes.before + len(self._notes.changes)
+    def _counts(self) -> list[int]:
+        """How many changes of each shard count."""
+        return self._notes.changes[-1].counts if self._notes.changes else self._notes.counts
 
     @property
     def _noted(self) -> int:
@@ -264,16 +266,17 @@ class RayPopulation:
     def _change(self, calls: dict[int, Call], sizes: list[int] | None = None) -> list[Any]:
         """Let shards change; what they return, in order. All of them do or none, whatever is raised."""
         with self._alone():
+            if self._noted > self._room:
+                self._begin_notes_anew()
             try:
                 found = self._results("change", [(k, (call,)) for k, call in calls.items()])
-                if not any(isinstance(result, ImpossibleObservation) for result in found):
-                    change = Change(calls, sizes or self._sizes, self._noted + sum(map(_nbytes, calls.values())))
-                    self._notes.changes.append(change)  # from here on it counts
+                if calls and not any(isinstance(result, ImpossibleObservation) for result in found):
+                    counts = [count + (k in calls) for k, count in enumerate(self._counts)]
+                    noted = self._noted + sum(map(_nbytes, calls.values()))
+                    self._notes.changes.append(Change(calls, sizes or self._sizes, counts, noted))  # now it counts
             finally:
                 for k in calls:
-                    self._actors[k].settle.remote(self._count)
-            if self._noted > self._room:
-                self._shorten()
+                    self._actors[k].settle.remote(self._counts[k])
         return found
 
     def _answers(self, calls: dict[int, Call]) -> list[Any]:
@@ -287,11 +290,15 @@ class RayPopulation:
 
     def _results(self, remote: str, calls: Sequence[tuple[int, tuple[Any, ...]]]) -> list[Any]:
         """What an actor's method returns in every shard called, begun again where one dies."""
+        import ray
+
+        if not ray.is_initialized():
+            raise RuntimeError("Ray was shut down, and the shards with it; what is left is the last checkpoint")
         sent = [self._send(remote, *call) for call in calls]
         return [self._result(answer, remote, *call) for answer, call in zip(sent, calls, strict=True)]
 
     def _send(self, remote: str, k: int, arguments: tuple[Any, ...]) -> Any:
-        return getattr(self._actors[k], remote).remote(self._count, *arguments)
+        return getattr(self._actors[k], remote).remote(self._counts[k], *arguments)
 
     def _result(self, answer: Any, remote: str, k: int, arguments: tuple[Any, ...]) -> Any:
         import ray
@@ -302,7 +309,7 @@ class RayPopulation:
                 return ray.get(answer)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
-            except ray.exceptions.RayActorError as error:  # died, or out of reach
+            except ray.exceptions.RayError as error:  # it died, was ended for want of memory, or is out of reach
                 ray.kill(self._actors[k])
                 self._actors[k] = self._actor(k)
                 lives -= 1
@@ -312,12 +319,15 @@ class RayPopulation:
                 LOG.warning("shard %d of %d died and is begun again: %s", k, len(self._actors), type(error).__name__)
             answer = self._send(remote, k, arguments)
 
-    def _shorten(self) -> None:
-        """Begin the notes anew; where that fails, go on with the long ones."""
+    def _begin_notes_anew(self, states: list[State] | None = None) -> None:
+        """From the shards as they are; where that fails, go on with the notes there are."""
         import ray
 
         try:
-            self._note(self._states())
+            states = self._states() if states is None else states
+            # Put once more: what an actor returned would be lost with its machine.
+            self._notes = Notes([ray.put(state) for state in states], self._sizes, self._counts, [])
+            self._room = max(NOTED_ROOM, sum(array.nbytes for _, buffers in states for array in buffers.values()))
         except (MemoryError, OSError, RuntimeError, ray.exceptions.RayError) as error:
             self._room *= 2
             kept = f"{self._noted} bytes of changes are kept, since no checkpoint of them could be made"
@@ -326,14 +336,6 @@ class RayPopulation:
     def _states(self) -> list[State]:
         """All there is, by shard: views of what lies in Ray's object store."""
         return self._results("state", [(k, (None,)) for k in range(len(self._actors))])
-
-    def _note(self, states: list[State]) -> None:
-        """Begin notes anew with the shards as they are."""
-        import ray
-
-        # Put once more: what an actor returned would be lost with its machine.
-        self._notes = Notes([ray.put(state) for state in states], self._sizes, self._count, [])
-        self._room = max(NOTED_ROOM, sum(array.nbytes for _, buffers in states for array in buffers.values()))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -348,6 +350,7 @@ class RayPopulation:
 
     model = property(lambda self: self._local.model, doc="The shared Model.")
     prune = property(lambda self: self._local.prune, doc="What an update drops: entries below this share of the most.")
+    threads = property(lambda self: self._local.threads, doc="How many work on an update in each shard.")
     max_states = property(lambda self: self._local.max_states, doc="How many states an agent may hold possible.")
 
     @property
@@ -443,6 +446,10 @@ class RayPopulation:
         ends = np.cumsum(self._sizes).tolist()
         return {k: slice(ends[k] - size, ends[k]) for k, size in enumerate(self._sizes) if size}
 
+    def copy(self) -> Self:
+        """An independent population of the same beliefs, in as many shards. O(bytes held)."""
+        return self._of(self[:], len(self._actors), None)
+
     def add(self, beliefs: Iterable[SparseBelief]) -> None:
         """Append agents with these beliefs, which are copied, to the last shard. O(bytes it holds)."""
         new = [belief.copy() for belief in self._local._all_checked(beliefs)]
@@ -512,7 +519,7 @@ class RayPopulation:
         with self._alone():
             states = self._states()
             write_arrays(path, self._local.header, _merged(states))
-            self._note(states)
+            self._begin_notes_anew(states)
 
     def _joined(self, states: Sequence[State]) -> Population:
         return Population.from_buffers(self.model, self._local.header, _merged(states), threads=self._local.threads)
@@ -528,10 +535,10 @@ def _merged(states: Iterable[State]) -> dict[str, NDArray[Any]]:
 
 
 def _nbytes(call: Call) -> int:
-    """Of a call's arguments, about."""
+    """What noting a call takes, about."""
     _, arguments, _ = call
     parts = [part for argument in arguments for part in (argument if isinstance(argument, list) else [argument])]
-    return sum(part.nbytes for part in parts if hasattr(part, "nbytes"))
+    return 1024 + sum(int(part.nbytes) for part in parts if hasattr(part, "nbytes"))
 
 
 def _shares(n_agents: int, n_shards: int) -> list[int]:
