@@ -28,6 +28,7 @@ ROOMS = [
     "belief",
     "trajectory",
     "model",
+    "codecs",
     "history",
     "observations",
     "policy",

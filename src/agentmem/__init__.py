@@ -12,6 +12,8 @@ The house, in import order:
 ``belief``             `SparseBelief`: a `SparseArray` that is a measure, with the filter verbs
 ``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps
 ``model``              `Model`: transition and observation tables with a prior, shared by all beliefs
+``codecs``             a block of numbers as bytes, by whichever of several codecs takes the fewest
+``history``            `HistoryBuffer`, `HistoryGroup`: what was, kept whole in a fraction of its bytes
 ``observations``       `ObservationBuffer`: the last observations of agents in a mapped file that many read
 ``policy``             policies as a tree, and what sensors and preferences make of them
 ``population``         `Population`: the beliefs of many agents over one model, stepped together
@@ -41,6 +43,7 @@ from agentmem.belief import SparseBelief
 from agentmem.budget import Budget
 from agentmem.errors import BudgetExceeded, CorruptData, ImpossibleObservation
 from agentmem.footprint import footprint
+from agentmem.history import HistoryBuffer, HistoryGroup
 from agentmem.model import Model
 from agentmem.observations import ObservationBuffer
 from agentmem.population import Population
@@ -55,6 +58,8 @@ __all__ = [
     "BudgetExceeded",
     "CorruptData",
     "FilterResult",
+    "HistoryBuffer",
+    "HistoryGroup",
     "ImpossibleObservation",
     "Lazy",
     "Model",

@@ -7,6 +7,7 @@ fails. Kernels hold the GIL for small work only, and borrow their workspaces fro
 
 from agentmem._core.array import CoreArray, one_writer
 from agentmem._core.belief import CoreBelief
+from agentmem._core.history import CoreCoder, CoreLanes, count_pairs
 from agentmem._core.model import CoreModel
 from agentmem._core.policy import CoreSensors
 from agentmem._core.population import CoreChunk
@@ -17,9 +18,12 @@ __all__ = [
     "CoreArray",
     "CoreBelief",
     "CoreChunk",
+    "CoreCoder",
+    "CoreLanes",
     "CoreModel",
     "CoreSensors",
     "Scanner",
+    "count_pairs",
     "one_writer",
     "release_scratch",
     "scratch_nbytes",

@@ -1,0 +1,240 @@
+"""A block of numbers as bytes, by whichever codec takes the fewest; every bit comes back.
+
+Integers are brought to their distance from the smallest first. Here is no container: `history` keeps the blocks.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agentmem._core import CoreCoder, count_pairs
+
+MOST_SYMBOLS = 64  # of an alphabet that the entropy coder takes
+NOBODY = np.zeros(1, np.uint8)  # the context of a block's first symbol
+
+RAW, CONSTANT, DEFLATED, NARROWED, PACKED, RUNS, CODED, STEPS, CHANGED = range(9)
+
+
+class Alphabet(NamedTuple):
+    """An entropy coder of the integers from `lowest` on."""
+
+    lowest: int
+    coder: CoreCoder
+
+    def holds(self, numbers: NDArray[Any]) -> bool:
+        return self.lowest <= int(numbers.min()) and int(numbers.max()) - self.lowest < self.coder.n_symbols
+
+
+def train(numbers: NDArray[Any]) -> Alphabet | None:
+    """A coder made of how often each integer follows each other one; None where they span too many."""
+    lowest, highest = int(numbers.min()), int(numbers.max())
+    if highest - lowest >= MOST_SYMBOLS:
+        return None
+    counts = np.full((highest - lowest + 1,) * 2, 0.05)  # what was not seen yet may come
+    count_pairs(symbols_of(numbers, lowest), NOBODY, counts)
+    return Alphabet(lowest, CoreCoder(counts))
+
+
+def symbols_of(numbers: NDArray[Any], lowest: int) -> NDArray[np.uint8]:
+    """(n, 1) distances from the lowest."""
+    return _above(numbers, lowest).astype(np.uint8)[:, np.newaxis]
+
+
+def pack(numbers: NDArray[Any], alphabet: Alphabet | None = None) -> bytes:
+    """(n,) numbers of any dtype without objects: a byte that names the codec, and what it made of them. O(n)."""
+    return min((bytes([codec]) + data for codec, data in _packed(numbers, alphabet, steps=True)), key=len)
+
+
+def _packed(numbers: NDArray[Any], alphabet: Alphabet | None, *, steps: bool) -> list[tuple[int, bytes]]:
+    data, item = numbers.tobytes(), numbers.dtype.itemsize
+    if data == data[:item] * len(numbers):
+        return [(CONSTANT, data[:item].rstrip(b"\0"))]
+    found = [(RAW, data), (DEFLATED, _deflate(_by_weight(data, item)))]
+    if numbers.dtype.kind not in "iub":
+        return found
+    lowest, width = int(numbers.min()), (int(numbers.max()) - int(numbers.min())).bit_length()
+    narrow, head = _above(numbers, lowest), _zigzag(lowest) + bytes([width])
+    plain = narrow.astype(f"<u{_bytes_for(width)}")
+    found += [
+        (PACKED, head + _bits(narrow, width)),
+        (RUNS, head + _runs(narrow, width)),
+        (NARROWED, head + _deflate(_by_weight(plain.tobytes(), plain.itemsize))),
+    ]
+    if alphabet and alphabet.holds(numbers):
+        found.append((CODED, alphabet.coder.encode(symbols_of(numbers, alphabet.lowest), NOBODY)))
+    elif steps:
+        differences = np.diff(numbers.astype(np.uint64)).view(np.int64)
+        codec, data = min(_packed(differences, None, steps=False), key=lambda found: len(found[1]))
+        found.append((STEPS, _zigzag(int(numbers[0])) + bytes([codec]) + data))
+    return found
+
+
+def unpack(data: bytes | memoryview, n: int, dtype: np.dtype[Any], alphabet: Alphabet | None) -> NDArray[Any]:
+    """The (n,) numbers that `pack` was given. ValueError where these are not its bytes."""
+    try:
+        numbers = _unpack(bytes(data), n, dtype, alphabet)
+    except (IndexError, OverflowError, MemoryError, zlib.error) as error:
+        raise ValueError(f"damaged block: {error}") from error
+    if len(numbers) != n:
+        raise ValueError(f"damaged block: {len(numbers)} numbers found; expected {n}")
+    return numbers
+
+
+def _unpack(data: bytes, n: int, dtype: np.dtype[Any], alphabet: Alphabet | None) -> NDArray[Any]:
+    codec, data, item = data[0], data[1:], dtype.itemsize
+    if codec == RAW:
+        return np.frombuffer(data, dtype).copy()
+    if codec == CONSTANT:
+        return np.repeat(np.frombuffer(data.ljust(item, b"\0"), dtype), n)
+    if codec == DEFLATED:
+        return np.frombuffer(_by_item(_inflate(data, n * item), item), dtype).copy()
+    if codec == CODED:
+        if alphabet is None:
+            raise ValueError("a coded block without its coder")
+        return _from_above(alphabet.coder.decode(data, NOBODY, n)[:, 0], alphabet.lowest, dtype)
+    lowest, at = _read_zigzag(data, 0)
+    if codec == STEPS:
+        differences = _unpack(data[at:], n - 1, np.dtype(np.int64), None)
+        return _from_above(np.append(np.uint64(0), np.cumsum(differences.view(np.uint64))), lowest, dtype)
+    width, data = data[at], data[at + 1 :]
+    if width > 64:
+        raise ValueError(f"numbers of {width} bits")
+    if codec == PACKED:
+        narrow = _from_bits(data, n, width)
+    elif codec == RUNS:
+        narrow = _from_runs(data, n, width)
+    elif codec == NARROWED:
+        item = _bytes_for(width)
+        narrow = np.frombuffer(_by_item(_inflate(data, n * item), item), f"<u{item}")
+    else:
+        raise ValueError(f"no codec {codec}")
+    return _from_above(narrow, lowest, dtype)
+
+
+def pack_changes(frame: NDArray[Any], after: NDArray[Any]) -> bytes:
+    """What of a (n,) frame is otherwise, bit for bit, in the one after it: which cells, and what they hold."""
+    bits = f"V{frame.dtype.itemsize}"
+    places = np.flatnonzero(frame.view(bits) != after.view(bits))
+    steps = np.diff(places, prepend=0).astype(np.uint64)
+    item = _bytes_for(int(steps.max(initial=0)).bit_length())
+    plain = _by_weight(steps.astype(f"<u{item}").tobytes(), item)
+    plain += _by_weight(frame[places].tobytes(), frame.dtype.itemsize)
+    return bytes([CHANGED]) + _varint(len(places)) + bytes([item]) + _deflate(plain)
+
+
+def unpack_changes(data: bytes | memoryview, after: NDArray[Any]) -> None:
+    """Make of the frame after the one that `pack_changes` was given. ValueError where these are not its bytes."""
+    item = after.dtype.itemsize
+    try:
+        n, at = _read_varint(bytes(data[:11]), 1)
+        width = data[at]
+        if n > len(after) or width not in (1, 2, 4, 8):
+            raise ValueError(f"{n} changes of {len(after)} cells")
+        plain = _inflate(bytes(data[at + 1 :]), n * (width + item))
+    except (IndexError, zlib.error) as error:
+        raise ValueError(f"damaged changes: {error}") from error
+    places = np.cumsum(np.frombuffer(_by_item(plain[: n * width], width), f"<u{width}").astype(np.uint64))
+    if n and int(places.max()) >= len(after):
+        raise ValueError(f"a change of cell {places.max()} of {len(after)}")
+    after[places.astype(np.intp)] = np.frombuffer(_by_item(plain[n * width :], item), after.dtype)
+
+
+def _above(numbers: NDArray[Any], lowest: int) -> NDArray[np.uint64]:
+    """Distances from the lowest; modulo 2**64, which they are below."""
+    return numbers.astype(np.uint64) - np.uint64(lowest % 2**64)
+
+
+def _from_above(narrow: NDArray[Any], lowest: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    return (narrow.astype(np.uint64) + np.uint64(lowest % 2**64)).astype(dtype)
+
+
+def _bytes_for(width: int) -> int:
+    return 1 if width <= 8 else 2 if width <= 16 else 4 if width <= 32 else 8
+
+
+def _zigzag(number: int) -> bytes:
+    return _varint(number << 1 if number >= 0 else ~number << 1 | 1)
+
+
+def _read_zigzag(data: bytes, at: int) -> tuple[int, int]:
+    number, at = _read_varint(data, at)
+    return ~(number >> 1) if number & 1 else number >> 1, at
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number, and where the next one begins."""
+    number = shift = 0
+    while True:
+        number |= (data[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if data[at - 1] < 128:
+            return number, at
+
+
+def _bits(narrow: NDArray[np.uint64], width: int) -> bytes:
+    planes = (narrow[:, np.newaxis] >> np.arange(width, dtype=np.uint64)) & np.uint64(1)
+    return np.packbits(planes.astype(np.uint8).ravel(), bitorder="little").tobytes()
+
+
+def _from_bits(data: bytes, n: int, width: int) -> NDArray[np.uint64]:
+    if len(data) != (n * width + 7) // 8:
+        raise ValueError(f"{len(data)} bytes for {n} numbers of {width} bits")
+    planes = np.unpackbits(np.frombuffer(data, np.uint8), count=n * width, bitorder="little").reshape(n, width)
+    return np.asarray((planes.astype(np.uint64) << np.arange(width, dtype=np.uint64)).sum(axis=1, dtype=np.uint64))
+
+
+def _runs(narrow: NDArray[np.uint64], width: int) -> bytes:
+    """How many runs, bits of a length, the lengths, the values."""
+    starts = np.append(0, np.flatnonzero(np.diff(narrow)) + 1)
+    lengths = np.diff(np.append(starts, len(narrow))).astype(np.uint64)
+    length_width = int(lengths.max()).bit_length()
+    head = _varint(len(starts)) + bytes([length_width])
+    return head + _bits(lengths, length_width) + _bits(narrow[starts], width)
+
+
+def _from_runs(data: bytes, n: int, width: int) -> NDArray[np.uint64]:
+    n_runs, at = _read_varint(data, 0)
+    length_width, at = data[at], at + 1
+    if n_runs > n or length_width > 64:
+        raise ValueError(f"{n_runs} runs in {n} numbers")
+    middle = at + (n_runs * length_width + 7) // 8
+    lengths = _from_bits(data[at:middle], n_runs, length_width)
+    values = _from_bits(data[middle:], n_runs, width)
+    if lengths.max(initial=0) > n or int(lengths.sum()) != n:
+        raise ValueError(f"runs of other numbers than {n}")
+    return np.repeat(values, lengths.astype(np.intp))
+
+
+def _by_weight(data: bytes, item: int) -> bytes:
+    """First bytes of all items, then second ones, and so on."""
+    return data if item == 1 else np.frombuffer(data, np.uint8).reshape(-1, item).T.tobytes()
+
+
+def _by_item(data: bytes, item: int) -> bytes:
+    return data if item == 1 else np.frombuffer(data, np.uint8).reshape(item, -1).T.tobytes()
+
+
+def _deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)  # without zlib's 6 bytes of header
+    return packer.compress(data) + packer.flush()
+
+
+def _inflate(data: bytes, n_bytes: int) -> bytes:
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    plain = unpacker.decompress(data, n_bytes + 1)
+    if len(plain) != n_bytes or not unpacker.eof or unpacker.unused_data:
+        raise ValueError(f"{len(data)} bytes that do not hold {n_bytes}")
+    return plain

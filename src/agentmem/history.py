@@ -1,0 +1,548 @@
+"""HistoryBuffer and HistoryGroup: what was, kept whole in a fraction of its bytes.
+
+    HistoryBuffer   | block | block | ... | recent frames     one history: frames of one type
+    HistoryGroup    | block | block | ... | recent rows       a history for each of many agents: a row of numbers a step
+
+Recent frames lie as they are; as many as a block holds are sealed together, by whichever of `codecs` takes the fewest
+bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from agentmem._core import CoreCoder, CoreLanes, count_pairs
+from agentmem.codecs import CHANGED, MOST_SYMBOLS, Alphabet, pack, pack_changes, train, unpack, unpack_changes
+from agentmem.footprint import footprint
+
+BLOCK_FRAMES = 1024    # small frames in a block: what it takes beside its bits is 0.05 of a bit each
+BLOCK_BYTES = 1 << 15  # of larger frames in a block
+RETRAIN = 8            # times as many numbers as a coder was made of are sealed before the next one is made
+ENOUGH = 1 << 16       # numbers that a group's coder is made of at most
+COARSE = 64            # blocks between two whose place in the arena is kept
+MOST_STEPS = 32        # in a block of a group
+PLAIN_AGENTS = 128     # of a group that are packed together where an entropy coder does not fit
+
+Frames = NDArray[Any]
+
+
+class HistoryBuffer:
+    """The last `maxlen` frames of one type, like `collections.deque(maxlen)`, compressed.
+
+    Parameters
+    ----------
+    maxlen : int or None
+        How many are kept; the oldest go first. None: all.
+    dtype : dtype
+        Of a frame's numbers: any without objects.
+    shape : tuple of ints
+        Of a frame; () for single numbers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What cannot be a frame, and options that do not fit; nothing has changed.
+
+    Notes
+    -----
+    What goes in comes out bit for bit. `append` is O(frame), and once a block O(block) more; `h[i]` decodes one block,
+    of 1,024 numbers or some 32 KiB. Integers that span at most 64 take about the entropy of each given the one before.
+    A frame of 32 KiB or more is kept as what changed until the next one, where that is little. One writer.
+
+    Examples
+    --------
+    >>> import agentmem as am
+    >>> log = am.HistoryBuffer(100_000, dtype=int)
+    >>> log.extend(step // 100 % 5 for step in range(50_000))
+    >>> log.append(3)
+    >>> int(log[0]), int(log[-1]), log[150:153], len(log)
+    (0, 3, array([1, 1, 1]), 50001)
+    >>> log.nbytes < 50_000 / 8  # under a bit each
+    True
+    """
+
+    __slots__ = (
+        "__weakref__", "_alphabet", "_arena", "_changes", "_gone", "_hot", "_n_hot", "_per_block", "_sealed",
+        "_train_at", "dtype", "maxlen", "shape",
+    )  # fmt: skip
+
+    def __init__(self, maxlen: int | None, *, dtype: DTypeLike, shape: tuple[int, ...] = ()) -> None:
+        self.maxlen = None if maxlen is None else operator.index(maxlen)
+        if self.maxlen is not None and self.maxlen < 0:
+            raise ValueError(f"maxlen={maxlen} given; expected at least 0, or None")
+        self.dtype, self.shape = np.dtype(dtype), tuple(map(operator.index, shape))
+        if self.dtype.hasobject or not self.dtype.itemsize:
+            raise TypeError(f"dtype {self.dtype} given; expected numbers")
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"shape {shape} given; expected extents of at least 0")
+        frame = self.dtype.itemsize * math.prod(self.shape)
+        most = BLOCK_FRAMES if self.maxlen is None else max(8, min(BLOCK_FRAMES, self.maxlen // 4))
+        self._per_block = max(1, min(most, BLOCK_BYTES // max(1, frame)))
+        self._arena = _Arena()
+        self._alphabet: Alphabet | None = None
+        self._sealed = 0    # frames in blocks, ever
+        self._train_at = 0  # how many of them a new coder waits for
+        self._changes = 0   # bytes of changes since a frame was kept whole
+        self._gone = 0      # of the oldest frames held: those that count no more
+        kind = _narrowest(0, 0, self.dtype) if self.dtype.kind in "iu" else self.dtype
+        self._hot = np.empty((0, *self.shape), kind)
+        self._n_hot = 0     # frames in `_hot`
+
+    # ---- in
+
+    def append(self, x: ArrayLike) -> None:
+        """Add a frame; where there are `maxlen` already, the oldest goes."""
+        if type(x) is int and self._n_hot < len(self._hot) and self._n_hot < self._per_block and self.maxlen != 0:
+            try:
+                self._hot[self._n_hot] = x  # raises where it does not fit; the rest of this method is for that
+            except (OverflowError, ValueError):
+                pass
+            else:
+                if not self.shape and self.dtype.kind in "iu":
+                    self._n_hot += 1
+                    self._let_go()
+                    return
+        self._take(self._frames(np.asarray(x), self.shape)[np.newaxis])
+
+    def extend(self, xs: Iterable[ArrayLike]) -> None:
+        """Add frames, an iterable or (n, *shape). None of them if one does not fit."""
+        given = xs if isinstance(xs, np.ndarray) else np.asarray(list(xs))
+        if not len(given):
+            return
+        frames = self._frames(given, (len(given), *self.shape))
+        for first in range(0, len(frames), self._per_block):
+            self._take(frames[first : first + self._per_block])
+
+    def _frames(self, given: Frames, shape: tuple[int, ...]) -> Frames:
+        if given.shape != shape:
+            raise ValueError(f"{given.shape} given; expected frames of shape {self.shape}")
+        return _checked(given, self.dtype)
+
+    def _take(self, frames: Frames) -> None:
+        """Add at most as many frames as a block holds."""
+        if self.maxlen == 0:
+            return
+        n = self._n_hot + len(frames)
+        self._make_room(frames, n)
+        self._hot[self._n_hot : n] = frames
+        self._n_hot = n
+        if n > self._per_block:
+            self._seal()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Count the oldest frames out where there are more than `maxlen`."""
+        if self.maxlen is not None:
+            self._gone = max(self._gone, self._stored - self.maxlen)
+        while len(self._arena) and self._gone >= self._per_block:
+            self._arena.drop()
+            self._gone -= self._per_block
+
+    def _make_room(self, frames: Frames, n: int) -> None:
+        """Let recent frames be n, these among them: integers lie in as few bytes as they need."""
+        kind = self._hot.dtype
+        if self.dtype.kind in "iu" and frames.size:
+            limits = np.iinfo(kind)
+            lowest, highest = int(frames.min()), int(frames.max())
+            if not limits.min <= lowest <= highest <= limits.max:
+                kind = _narrowest(min(lowest, limits.min), max(highest, limits.max), self.dtype)
+        if kind != self._hot.dtype or n > len(self._hot):
+            room = max(n, min(len(self._hot) * 3 // 2 + 8, self._per_block + 1))
+            grown = np.zeros((room, *self.shape), kind)
+            grown[: self._n_hot] = self._hot[: self._n_hot]
+            self._hot = grown
+
+    def _seal(self) -> None:
+        """Make a block of the oldest recent frames."""
+        n, hot = self._per_block, self._hot
+        numbers = hot[:n].astype(self.dtype).ravel()
+        data = self._packed(numbers, hot)
+        rest = hot[n : self._n_hot]
+        self._arena.append(data)
+        self._sealed += n
+        self._hot, self._n_hot = hot[:0], 0
+        if self.dtype.kind in "iu":
+            self._hot = np.zeros((0, *self.shape), _narrowest(0, 0, self.dtype))
+        self._make_room(rest, len(rest))
+        self._hot[: len(rest)] = rest
+        self._n_hot = len(rest)
+
+    def _packed(self, numbers: Frames, hot: Frames) -> bytes:
+        if self._per_block == 1 and numbers.nbytes >= BLOCK_BYTES and self._changes < numbers.nbytes:
+            changes = pack_changes(numbers, hot[1].astype(self.dtype).ravel())
+            if len(changes) < numbers.nbytes // 8:  # else see what the frame itself takes
+                self._changes += len(changes)
+                return changes
+        self._changes = 0
+        if self.dtype.kind in "iub" and not self.shape and self._sealed >= self._train_at:
+            self._train(numbers)
+        return pack(numbers, self._alphabet)
+
+    def _train(self, numbers: Frames) -> None:
+        """Make a coder of all blocks and these numbers, and code them anew."""
+        blocks = [self._block(k) for k in range(len(self._arena))]
+        self._alphabet = train(np.concatenate([*blocks, numbers]))
+        self._train_at = RETRAIN * (self._sealed + len(numbers))
+        arena = _Arena()
+        for block in blocks:
+            arena.append(pack(block, self._alphabet))
+        self._arena = arena
+
+    # ---- out
+
+    @property
+    def _stored(self) -> int:
+        return len(self._arena) * self._per_block + self._n_hot
+
+    def __len__(self) -> int:
+        return self._stored - self._gone
+
+    @overload
+    def __getitem__(self, i: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Frames: ...
+
+    def __getitem__(self, i: int | slice) -> Any:
+        """A frame, a number where frames have no shape; for a slice, (n, *shape)."""
+        n = len(self)
+        if isinstance(i, slice):
+            wanted = range(n)[i]
+            if not wanted:
+                return np.empty((0, *self.shape), self.dtype)
+            first, last = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1]) + 1
+            return self._span(first, last)[np.asarray(wanted) - first]
+        k = operator.index(i)
+        if not -n <= k < n:
+            raise IndexError(f"frame {k} given; there are {n}")
+        return self._span(k % n, k % n + 1)[0]
+
+    def _span(self, first: int, last: int) -> Frames:
+        """Frames [first, last), of those that count."""
+        first, last, per = first + self._gone, last + self._gone, self._per_block
+        end = len(self._arena) * per
+        out = np.empty((last - first, *self.shape), self.dtype)
+        if last > end:
+            recent = self._hot[max(0, first - end) : last - end]
+            out[len(out) - len(recent) :] = recent
+        after: Frames | None = None
+        for k in range(min(last - 1, end - 1) // per, first // per - 1, -1):
+            after = self._block(k, after)
+            begin, stop = max(first, k * per), min(last, (k + 1) * per)
+            out[begin - first : stop - first] = after.reshape(per, *self.shape)[begin - k * per : stop - k * per]
+        return out
+
+    def _block(self, k: int, after: Frames | None = None) -> Frames:
+        """The numbers of a block; `after` are those of the next one, where they are at hand."""
+        data = self._arena[k]
+        if data[0] != CHANGED:
+            return unpack(data, self._per_block * math.prod(self.shape), self.dtype, self._alphabet)
+        if after is None:
+            whole = k + 1
+            while whole < len(self._arena) and self._arena[whole][0] == CHANGED:
+                whole += 1
+            after = self._hot[0].ravel() if whole == len(self._arena) else self._block(whole)
+            for j in range(whole - 1, k, -1):
+                after = self._block(j, after)
+        numbers = after.astype(self.dtype)
+        unpack_changes(data, numbers)
+        return numbers
+
+    def __iter__(self) -> Iterator[Any]:
+        for first in range(0, len(self), self._per_block):
+            yield from self[first : first + self._per_block]
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Frames:
+        if copy is False:
+            raise ValueError("a history becomes an ndarray only by a copy; copy=False given")
+        return self[:] if dtype is None else self[:].astype(dtype, copy=False)
+
+    # ---- what it takes
+
+    @property
+    def nbytes(self) -> int:
+        """All bytes held, every object counted."""
+        return footprint(self).total
+
+    @property
+    def compression_ratio(self) -> float:
+        """Bytes of the frames as one ndarray, over the bytes held."""
+        return len(self) * self.dtype.itemsize * math.prod(self.shape) / self.nbytes
+
+    def __repr__(self) -> str:
+        frames = f"{len(self)} of {'any number' if self.maxlen is None else self.maxlen} frames"
+        return f"{type(self).__name__}({frames}, dtype={self.dtype}, shape={self.shape}, nbytes={self.nbytes})"
+
+
+class HistoryGroup:
+    """The last `maxlen` numbers of each of many agents, appended a row at a time: what all did or saw in one step.
+
+    Parameters
+    ----------
+    n_agents : int
+    maxlen : int or None
+        How many steps are kept; the oldest go first. None: all.
+    dtype : dtype
+        Of the numbers: ints, floats, bools.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Rows and options that do not fit; nothing has changed.
+
+    Notes
+    -----
+    What goes in comes out bit for bit. `append` takes 5 to 10 ns a number. Integers that span at most 64 take about the
+    entropy of each given the next one, others what `codecs` makes of them; the last row of a block to 32 rows lie as
+    they are. `group[i]` decodes the steps of 16 to 128 agents. One writer.
+
+    Examples
+    --------
+    >>> import agentmem as am
+    >>> group = am.HistoryGroup(3, 100, dtype=int)
+    >>> for step in range(1_000):
+    ...     group.append([step % 2, 0, step // 10 % 4])
+    >>> len(group), group[0][-3:], group[2][-12:]
+    (100, array([1, 0, 1]), array([2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3]))
+    """
+
+    __slots__ = ("__weakref__", "_gone", "_hot", "_parts", "_steps", "dtype", "maxlen", "n_agents")
+
+    def __init__(self, n_agents: int, maxlen: int | None, *, dtype: DTypeLike) -> None:
+        self.n_agents = operator.index(n_agents)
+        self.maxlen = None if maxlen is None else operator.index(maxlen)
+        self.dtype = np.dtype(dtype)
+        if self.n_agents < 1 or (self.maxlen is not None and self.maxlen < 1):
+            raise ValueError(f"{n_agents} agents and maxlen={maxlen} given; expected at least 1 of each")
+        if self.dtype.kind not in "biuf":
+            raise TypeError(f"dtype {self.dtype} given; expected real numbers")
+        self._steps = MOST_STEPS if self.maxlen is None else max(1, min(MOST_STEPS, self.maxlen // 12))
+        self._parts: list[_Coded | _Plain] = []  # sealed rows, oldest first
+        self._hot: list[Frames] = []             # the rows since; there is always one behind a coded part
+        self._gone = 0                           # of the oldest rows held: those that count no more
+
+    # ---- in
+
+    def append(self, row: ArrayLike) -> None:
+        """Add a step: (n_agents,) numbers."""
+        given = np.asarray(row)
+        if given.shape != (self.n_agents,):
+            raise ValueError(f"row of shape {given.shape} given; expected ({self.n_agents},)")
+        given = _checked(given, self.dtype)
+        kind = _narrowest(int(given.min()), int(given.max()), self.dtype) if self.dtype.kind in "iu" else self.dtype
+        self._hot.append(given.astype(kind))
+        if len(self._hot) > self._steps:
+            self._seal(np.array(self._hot[:-1]), self._hot[-1])
+            del self._hot[:-1]
+        if self.maxlen is not None:
+            self._gone = max(self._gone, self._stored - self.maxlen)
+        while self._gone >= self._steps:
+            self._parts[0].drop()
+            if not self._parts[0].n_blocks:
+                del self._parts[0]
+            self._gone -= self._steps
+
+    def _seal(self, rows: Frames, after: Frames) -> None:
+        """Make a block of these rows, which the row `after` follows."""
+        last = self._parts[-1] if self._parts else None
+        if rows.dtype.kind not in "biu":
+            self._parts.append(_Plain(rows))
+            return
+        lowest, highest = min(int(rows.min()), int(after.min())), max(int(rows.max()), int(after.max()))
+        if not (isinstance(last, _Coded) and last.takes(lowest, highest)):
+            if isinstance(last, _Coded):
+                last.after = last.symbols_of(rows[0])
+                if max(highest, last.highest) - min(lowest, last.lowest) < MOST_SYMBOLS:
+                    lowest, highest = min(lowest, last.lowest), max(highest, last.highest)
+            if highest - lowest >= MOST_SYMBOLS:
+                self._parts.append(_Plain(rows))
+                return
+            self._parts.append(last := _Coded(rows, after, lowest, highest))
+        last.seal(rows, after)
+
+    # ---- out
+
+    @property
+    def _stored(self) -> int:
+        return sum(part.n_blocks for part in self._parts) * self._steps + len(self._hot)
+
+    def __len__(self) -> int:
+        """How many steps there are."""
+        return self._stored - self._gone
+
+    def __getitem__(self, agent: int) -> Frames:
+        """(len,): what this agent's numbers were, oldest first."""
+        k = operator.index(agent)
+        if not -self.n_agents <= k < self.n_agents:
+            raise IndexError(f"agent {k} given; there are {self.n_agents}")
+        k %= self.n_agents
+        return self._columns(k, k + 1)[:, 0]
+
+    def __iter__(self) -> Iterator[Frames]:
+        return (self[agent] for agent in range(self.n_agents))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Frames:
+        """(len, n_agents), of all."""
+        if copy is False:
+            raise ValueError("a history becomes an ndarray only by a copy; copy=False given")
+        rows = self._columns(0, self.n_agents)
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def _columns(self, first: int, last: int) -> Frames:
+        """(len, last - first): the steps of these agents."""
+        out, at = np.empty((self._stored, last - first), self.dtype), 0
+        for part in self._parts:
+            rows = part.read(first, last, self._hot[0])
+            out[at : at + len(rows)] = rows
+            at += len(rows)
+        for row in self._hot:
+            out[at] = row[first:last]
+            at += 1
+        return out[self._gone :]
+
+    @property
+    def nbytes(self) -> int:
+        """All bytes held, every object counted."""
+        return footprint(self).total
+
+    def __repr__(self) -> str:
+        steps = f"{len(self)} of {'any number of' if self.maxlen is None else self.maxlen} steps"
+        return f"{type(self).__name__}({self.n_agents} agents, {steps}, dtype={self.dtype}, nbytes={self.nbytes})"
+
+
+class _Coded:
+    """Blocks of rows of integers that span few, by one entropy coder."""
+
+    __slots__ = ("after", "highest", "lanes", "learnt", "lowest")
+
+    def __init__(self, rows: Frames, after: Frames, lowest: int, highest: int) -> None:
+        """For rows like these. Empty as yet."""
+        self.lowest, self.highest = lowest, highest
+        counts = np.full((highest - lowest + 1,) * 2, 0.05)  # what was not seen yet may come
+        backwards = np.ascontiguousarray(self.symbols_of(rows)[::-1])
+        count_pairs(backwards, self.symbols_of(after), counts)
+        self.lanes = CoreLanes(CoreCoder(counts), rows.shape[1], 32 if len(rows) <= 8 else 16, len(rows))
+        self.learnt = rows.size                      # numbers that the coder is made of
+        self.after: NDArray[np.uint8] | None = None  # the symbols behind the newest block, where another part follows
+
+    @property
+    def n_blocks(self) -> int:
+        return self.lanes.n_blocks
+
+    def symbols_of(self, numbers: Frames) -> NDArray[np.uint8]:
+        return (numbers.astype(np.int64) - self.lowest).astype(np.uint8) if self.lowest else numbers.astype(np.uint8)
+
+    def takes(self, lowest: int, highest: int) -> bool:
+        """Whether it can code these, and need not give way to a coder made of more."""
+        sealed = self.lanes.n_blocks * self.lanes.steps * self.lanes.n_lanes
+        learns = self.learnt < ENOUGH and sealed >= RETRAIN * self.learnt
+        return self.lowest <= lowest and highest <= self.highest and not learns
+
+    def seal(self, rows: Frames, after: Frames) -> None:
+        self.lanes.seal(self.symbols_of(rows), self.symbols_of(after))
+
+    def drop(self) -> None:
+        self.lanes.drop()
+
+    def read(self, first: int, last: int, hot: Frames) -> Frames:
+        """The rows of these agents; `hot` follows the newest block unless another part does."""
+        after = self.symbols_of(hot) if self.after is None else self.after
+        return self.lanes.read(first, last, after).astype(np.int64) + self.lowest
+
+
+class _Plain:
+    """A block of rows of any numbers, packed for some agents at a time."""
+
+    __slots__ = ("arena", "dtype", "n_blocks", "shape")
+
+    def __init__(self, rows: Frames) -> None:
+        self.shape, self.dtype, self.n_blocks = rows.shape, rows.dtype, 1
+        self.arena = _Arena()
+        for first in range(0, self.shape[1], PLAIN_AGENTS):
+            self.arena.append(pack(np.ascontiguousarray(rows[:, first : first + PLAIN_AGENTS].T).ravel()))
+
+    def drop(self) -> None:
+        self.n_blocks = 0
+
+    def read(self, first: int, last: int, hot: Frames) -> Frames:
+        parts = []
+        for k in range(first // PLAIN_AGENTS, -(-last // PLAIN_AGENTS)):
+            agents = min(PLAIN_AGENTS, self.shape[1] - k * PLAIN_AGENTS)
+            parts.append(unpack(self.arena[k], agents * self.shape[0], self.dtype, None).reshape(agents, -1))
+        begin = first // PLAIN_AGENTS * PLAIN_AGENTS
+        return np.concatenate(parts)[first - begin : last - begin].T
+
+
+class _Arena:
+    """Blocks of bytes in one array; they come at the end and go at the front."""
+
+    __slots__ = ("_data", "_first", "_lengths", "_starts", "_used")
+
+    def __init__(self) -> None:
+        self._data = np.empty(0, np.uint8)
+        self._used = 0
+        self._lengths = array("H")
+        self._starts = array("Q")  # where every COARSE-th block begins
+        self._first = 0            # blocks that are gone, whose bytes are not yet
+
+    def __len__(self) -> int:
+        return len(self._lengths) - self._first
+
+    def __getitem__(self, k: int) -> memoryview:
+        k += self._first
+        start = self._starts[k // COARSE] + sum(self._lengths[k - k % COARSE : k])
+        return self._data.data[start : start + self._lengths[k]]
+
+    def append(self, data: bytes) -> None:
+        end = self._used + len(data)
+        if end > len(self._data):
+            grown = np.empty(end + max(64, end >> 6), np.uint8)
+            grown[: self._used] = self._data[: self._used]
+            self._data = grown
+        if len(data) > 0xFFFF and self._lengths.typecode == "H":
+            self._lengths = array("Q", self._lengths)
+        self._data[self._used : end] = np.frombuffer(data, np.uint8)
+        if len(self._lengths) % COARSE == 0:
+            self._starts.append(self._used)
+        self._lengths.append(len(data))
+        self._used = end
+
+    def drop(self) -> None:
+        """Forget the oldest block. Its bytes go with those of others, before they are a quarter of all."""
+        self._first += 1
+        gone = self._first // COARSE * COARSE
+        start = self._starts[gone // COARSE] if gone < len(self._lengths) else self._used
+        if gone and (start * 4 > self._used or gone == len(self._lengths)):
+            self._data = self._data[start : self._used].copy()
+            self._used -= start
+            del self._lengths[:gone], self._starts[: gone // COARSE]
+            self._starts = array("Q", (place - start for place in self._starts))
+            self._first -= gone
+
+
+def _narrowest(lowest: int, highest: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The integer dtype of fewest bytes, of the sign of this one, that holds both."""
+    for kind in (f"{dtype.kind}{size}" for size in (1, 2, 4)):
+        if np.iinfo(kind).min <= lowest <= highest <= np.iinfo(kind).max:
+            return np.dtype(kind)
+    return dtype
+
+
+def _checked(given: Frames, dtype: np.dtype[Any]) -> Frames:
+    """The same numbers in this dtype."""
+    if given.dtype == dtype:
+        return given
+    integers = given.dtype.kind in "iu" and dtype.kind in "iu"
+    if not integers and not np.can_cast(given.dtype, dtype, "same_kind"):
+        raise TypeError(f"{given.dtype} given; expected {dtype}")
+    cast = given.astype(dtype)
+    if dtype.kind in "iu" and len(wrong := np.flatnonzero((cast != given).ravel())):
+        raise ValueError(f"{given.ravel()[wrong[0]]} given; {dtype} cannot hold it")
+    return cast

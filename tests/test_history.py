@@ -1,0 +1,419 @@
+"""Histories beside a deque and a list of rows: what goes in comes out bit for bit, in whatever codec it lay."""
+
+import contextlib
+import copy
+import pickle
+from collections import deque
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import agentmem as am
+from agentmem import codecs
+from agentmem import history as module
+from agentmem._core import CoreCoder, CoreLanes, count_pairs
+
+DTYPES = [np.bool_, np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64, np.float16, np.float32, np.float64,
+          np.complex64]  # fmt: skip
+KINDS = ["constant", "few", "sticky", "walk", "runs", "wide", "edges"]
+
+
+def numbers(dtype, kind, n, seed=0):
+    rng, dtype = np.random.default_rng(seed), np.dtype(dtype)
+    if kind == "constant":
+        x = np.full(n, 3)
+    elif kind == "few":
+        x = rng.integers(5, size=n)
+    elif kind == "sticky":
+        x = np.repeat(rng.integers(5, size=n), 7)[:n]
+    elif kind == "walk":
+        x = 60 + np.cumsum(rng.integers(-1, 2, size=n)) % 60
+    elif kind == "runs":
+        x = np.repeat(rng.integers(100, size=n), 50)[:n]
+    else:
+        x = rng.integers(-(2**63), 2**63 - 1, size=n)
+    if kind in ("wide", "edges") and dtype.kind in "fc":
+        x = np.frombuffer(rng.bytes(n * dtype.itemsize), dtype)  # any bits, nan and -0.0 among them
+    x = x.astype(dtype)
+    if kind == "edges" and dtype.kind in "iu" and n:
+        x[:: max(1, n // 3)] = np.iinfo(dtype).max
+        x[1 :: max(1, n // 3)] = np.iinfo(dtype).min
+    return x
+
+
+def same(found, expected):
+    return found.dtype == expected.dtype and found.shape == expected.shape and found.tobytes() == expected.tobytes()
+
+
+# ---- the coder
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 2**31), n_symbols=st.integers(1, 64), steps=st.integers(0, 40), lanes=st.integers(1, 9))
+def test_streams_come_back(seed, n_symbols, steps, lanes):
+    rng = np.random.default_rng(seed)
+    symbols, before = rng.integers(n_symbols, size=(steps, lanes)), rng.integers(n_symbols, size=lanes)
+    coder = CoreCoder(rng.random((n_symbols, n_symbols)) ** rng.integers(1, 30))
+    assert (coder.table.sum(axis=1) == 1024).all() and (coder.table > 0).all()
+    stream = coder.encode(symbols, before)
+    assert coder.decode(stream, before, steps).tolist() == symbols.tolist()
+    if steps:
+        for cut in (stream[:-1], stream[:2], b"", stream + b"\0"):
+            with pytest.raises(ValueError, match="damaged"):
+                coder.decode(cut, before, steps)
+
+
+def test_a_stream_takes_little_more_than_its_entropy():
+    rng = np.random.default_rng(0)
+    moves = rng.random(100_000) < 0.1
+    symbols = rng.integers(5, size=100_000)[np.maximum.accumulate(np.where(moves, np.arange(100_000), 0))]
+    counts = np.zeros((5, 5))
+    count_pairs(symbols[:, np.newaxis], [0], counts)
+    p = counts / counts.sum(axis=1, keepdims=True)
+    entropy = -(counts * np.log2(p)).sum()
+    assert 8 * len(CoreCoder(counts).encode(symbols[:, np.newaxis], [0])) < 1.01 * entropy + 24
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        (np.zeros((0, 0)), "expected"),
+        (np.zeros((65, 65)), "expected"),
+        (np.zeros((2, 3)), "expected"),
+        ([[1, -1], [1, 1]], "count -1.0 given"),
+        ([[1, np.nan], [1, 1]], "count nan given"),
+        ([[1, np.inf], [1, 1]], "count inf given"),
+    ],
+)
+def test_coders_of_what_are_no_counts_are_refused(counts, says):
+    with pytest.raises(ValueError, match=says):
+        CoreCoder(counts)
+
+
+def test_a_coder_and_its_lanes_trust_nobody():
+    coder = CoreCoder(np.ones((4, 4)))
+    for symbols, before in (([[4]], [0]), ([[0]], [4]), ([[0]], [0, 0]), ([[0, 0]], [0])):
+        with pytest.raises(ValueError):
+            coder.encode(symbols, before)
+        with pytest.raises(ValueError):
+            count_pairs(symbols, before, np.zeros((4, 4)))
+    for stream, before, steps in ((b"abc", [4], 1), (b"", [0], 1), (b"abcd", [0], -1), (b"\xff" * 9, [0], 1)):
+        with pytest.raises(ValueError):
+            coder.decode(stream, before, steps)
+    with pytest.raises(ValueError):
+        count_pairs([[0]], [0], np.zeros((4, 3)))
+    for wrong in ((0, 4, 4), (4, 0, 4), (4, 4, 0), (4, 4097, 1), (4, 1, 5000), (4, 4096, 4096), (-1, 1, 1)):
+        with pytest.raises(ValueError):
+            CoreLanes(coder, *wrong)
+    lanes = CoreLanes(coder, 5, 2, 3)
+    rows = np.arange(15).reshape(3, 5) % 4
+    with pytest.raises(IndexError):
+        lanes.drop()
+    wrong_rows = ((rows[:2], rows[0]), (rows[:, :4], rows[0]), (rows, rows[0, :4]), (rows + 1, rows[0]))
+    for symbols, after in (*wrong_rows, (rows, rows[0] + 4)):
+        with pytest.raises(ValueError):
+            lanes.seal(symbols, after)
+    lanes.seal(rows, rows[1])
+    for first, last in ((-1, 2), (3, 2), (0, 6)):
+        with pytest.raises(IndexError):
+            lanes.read(first, last, rows[1])
+    for after in (rows[0, :4], rows[0] + 4):
+        with pytest.raises(ValueError):
+            lanes.read(0, 5, after)
+    assert lanes.read(1, 4, rows[1]).tolist() == rows[:, 1:4].tolist()
+    assert lanes.read(2, 2, rows[1]).shape == (3, 0)
+
+
+@pytest.mark.parametrize("group", [1, 2, 16, 40])
+def test_lanes_are_read_alone_and_together(group):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(3, size=(31, 37)).astype(np.uint8)
+    lanes = CoreLanes(CoreCoder(np.ones((3, 3))), 37, group, 5)
+    for k in range(6):
+        lanes.seal(rows[5 * k : 5 * k + 5], rows[5 * k + 5])
+    for dropped in range(4):
+        kept = rows[5 * dropped : 30]
+        assert lanes.read(0, 37, rows[30]).tolist() == kept.tolist()
+        for first, last in ((0, 1), (36, 37), (15, 18), (7, 33)):
+            assert lanes.read(first, last, rows[30]).tolist() == kept[:, first:last].tolist()
+        lanes.drop()
+
+
+# ---- codecs
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 1024])
+def test_blocks_come_back(dtype, kind, n):
+    x = numbers(dtype, kind, n)
+    alphabets = [None]
+    if x.dtype.kind in "iub" and n:
+        alphabets.append(codecs.train(x))
+    for alphabet in alphabets:
+        data = codecs.pack(x, alphabet)
+        assert same(codecs.unpack(data, n, x.dtype, alphabet), x)
+        assert len(data) <= x.nbytes + 1
+
+
+@pytest.mark.parametrize("codec", ["RAW", "CONSTANT", "DEFLATED", "NARROWED", "PACKED", "RUNS", "CODED", "STEPS"])
+def test_every_codec_is_the_smallest_of_something_and_comes_back(codec):
+    rng = np.random.default_rng(0)
+    x = {
+        "RAW": np.frombuffer(rng.bytes(800), np.float64),
+        "CONSTANT": np.full(100, 7),
+        "DEFLATED": np.repeat(rng.random(10), 10),
+        "NARROWED": np.tile(rng.integers(10**6, size=9), 60),
+        "PACKED": rng.integers(1_000, size=100),
+        "RUNS": np.repeat([5, 900_000], [300, 700]),
+        "CODED": numbers(int, "sticky", 1_000),
+        "STEPS": np.cumsum(rng.integers(3, size=500)) * 1_000_003,
+    }[codec]
+    alphabet = codecs.train(x) if codec == "CODED" else None
+    data = codecs.pack(x, alphabet)
+    assert data[0] == getattr(codecs, codec)
+    assert same(codecs.unpack(data, len(x), x.dtype, alphabet), x)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(min_size=1, max_size=60), n=st.integers(0, 50), dtype=st.sampled_from(DTYPES))
+def test_any_bytes_are_numbers_or_a_value_error(data, n, dtype):
+    alphabet = codecs.Alphabet(0, CoreCoder(np.ones((3, 3))))
+    with contextlib.suppress(ValueError):
+        assert codecs.unpack(data, n, np.dtype(dtype), alphabet).shape == (n,)
+    after = np.zeros(n, dtype)
+    try:
+        codecs.unpack_changes(data, after)
+    except ValueError:
+        assert not after.tobytes().strip(b"\0")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_changed", [0, 1, 40, 1000])
+def test_changes_come_back(dtype, n_changed):
+    frame, after = numbers(dtype, "wide", 1000), numbers(dtype, "wide", 1000)
+    places = np.random.default_rng(1).choice(1000, n_changed, replace=False)
+    after[places] = numbers(dtype, "wide", 1000, seed=2)[places]
+    codecs.unpack_changes(codecs.pack_changes(frame, after), after)
+    assert same(after, frame)
+
+
+# ---- HistoryBuffer
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("maxlen", [None, 0, 1, 10, 3_000])
+def test_a_history_is_what_went_in(dtype, kind, maxlen):
+    x = numbers(dtype, kind, 5_000)
+    history = am.HistoryBuffer(maxlen, dtype=dtype)
+    history.extend(x[:2_100])
+    for value in x[2_100:2_200]:
+        history.append(value)
+    history.extend(x[2_200:])
+    kept = x[len(x) - maxlen :] if maxlen is not None and maxlen < len(x) else x
+    assert len(history) == len(kept) and same(history[:], kept)
+    for i in {0, 1, len(kept) // 2, len(kept) - 1, -1, -len(kept)} if len(kept) else ():
+        if -len(kept) <= i < len(kept):
+            assert same(np.asarray(history[i]), np.asarray(kept[i]))
+    for which in (slice(3, 900), slice(None, None, -1), slice(-5, None), slice(1, None, 701), slice(9, 2)):
+        assert same(history[which], kept[which])
+    assert same(np.array(list(history), dtype), kept)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3,), (2, 5), (64, 70)])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.bool_])
+def test_frames_of_any_shape(shape, dtype):
+    rng = np.random.default_rng(0)
+    frames = numbers(dtype, "walk", 60 * int(np.prod(shape))).reshape(60, *shape)
+    if frames.size:
+        frames[10:40] = frames[10]
+        frames[20:, ..., 0] = rng.integers(2)
+    history, expected = am.HistoryBuffer(45, dtype=dtype, shape=shape), deque(maxlen=45)
+    for frame in frames:
+        history.append(frame)
+        expected.append(frame.copy())
+        assert same(history[0], expected[0]) and same(history[-1], expected[-1])
+    assert same(history[:], np.array(expected))
+    assert same(history[7], expected[7]) and same(history[3:30:4], np.array(expected)[3:30:4])
+
+
+def test_large_frames_that_change_little_take_what_changed():
+    rng = np.random.default_rng(0)
+    frame, frames = rng.random((512, 768)).astype(np.float32), []
+    history = am.HistoryBuffer(300, dtype=np.float32, shape=frame.shape)
+    for t in range(200):
+        frame = frame.copy()
+        frame[rng.integers(512, size=20), rng.integers(768, size=20)] = rng.random(20)
+        if t in (50, 120):
+            frame[:] = rng.random(frame.shape)
+        history.append(frame)
+        frames.append(frame)
+    assert all(same(history[t], frames[t]) for t in (0, 49, 50, 51, 119, 120, 198, 199))
+    assert history.nbytes < 4 * frame.nbytes + 200 * 400
+
+
+def test_noise_takes_no_more_than_it_is():
+    noise = np.frombuffer(np.random.default_rng(0).bytes(8 * 100_000), np.float64)
+    history = am.HistoryBuffer(None, dtype=float)
+    history.extend(noise)
+    assert history.nbytes < 1.02 * noise.nbytes
+    assert history.compression_ratio > 0.98
+
+
+def test_sticky_logs_take_their_entropy():
+    x = numbers(np.int64, "sticky", 100_000)
+    x = np.where(np.random.default_rng(3).random(len(x)) < 0.1, np.roll(x, 1), x)
+    history = am.HistoryBuffer(len(x), dtype=np.int64)
+    history.extend(x)
+    counts = np.zeros((5, 5))
+    np.add.at(counts, (x[:-1], x[1:]), 1)
+    entropy = -(counts * np.log2(counts / counts.sum(axis=1, keepdims=True))).sum() / len(x)
+    assert 8 * history.nbytes / len(x) < 1.15 * entropy + 0.08
+
+
+class BesideADeque(RuleBasedStateMachine):
+    @initialize(
+        maxlen=st.sampled_from([None, 0, 1, 5, 40, 200]),
+        dtype=st.sampled_from([np.int8, np.int64, np.uint64, np.float32]),
+    )
+    def begin(self, maxlen, dtype):
+        self.history, self.expected, self.dtype = am.HistoryBuffer(maxlen, dtype=dtype), deque(maxlen=maxlen), dtype
+
+    @rule(seed=st.integers(0, 99), n=st.integers(0, 400), kind=st.sampled_from(KINDS))
+    def extend(self, seed, n, kind):
+        x = numbers(self.dtype, kind, n, seed)
+        self.history.extend(x)
+        self.expected.extend(x)
+
+    @rule(value=st.integers(0, 127))
+    def append(self, value):
+        self.history.append(value)
+        self.expected.append(self.dtype(value))
+
+    @rule()
+    def refuse(self):
+        with pytest.raises((TypeError, ValueError)):
+            self.history.append("a")
+        with pytest.raises((TypeError, ValueError)):
+            self.history.extend([[1, 2], [3, 4]])
+
+    @invariant()
+    def equal(self):
+        if hasattr(self, "history"):
+            assert same(self.history[:], np.array(self.expected, self.dtype))
+
+
+TestBesideADeque = BesideADeque.TestCase
+TestBesideADeque.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"maxlen": -1}, ValueError, "maxlen=-1 given"),
+        ({"maxlen": 1.5}, TypeError, "float"),
+        ({"dtype": object}, TypeError, "dtype object given"),
+        ({"dtype": "V0"}, TypeError, "given; expected numbers"),
+        ({"shape": (-1,)}, ValueError, "shape"),
+    ],
+)
+def test_wrong_histories_are_refused(options, error, says):
+    with pytest.raises(error, match=says):
+        am.HistoryBuffer(**({"maxlen": 5, "dtype": int} | options))
+
+
+def test_wrong_frames_are_refused_and_change_nothing():
+    history = am.HistoryBuffer(None, dtype=np.int8)
+    history.extend([1, 2, 3])
+    for wrong, error in (("a", TypeError), ([1], ValueError), (1.5, TypeError), (300, ValueError), (-129, ValueError),
+                         (None, TypeError), (True, None)):  # fmt: skip
+        if error:
+            with pytest.raises(error):
+                history.append(wrong)
+            assert history[:].tolist() == [1, 2, 3]
+    for i in (3, -4):
+        with pytest.raises(IndexError, match=f"frame {i} given; there are 3"):
+            history[i]
+    history.append(True)
+    assert history[:].tolist() == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))])
+def test_histories_are_copied_and_pickled(copied):
+    x = numbers(np.int64, "sticky", 5_000)
+    history = am.HistoryBuffer(4_000, dtype=np.int64)
+    history.extend(x)
+    again = copied(history)
+    again.extend(x[:1_500])
+    assert same(history[:], x[1_000:]) and same(again[:], np.append(x, x[:1_500])[-4_000:])
+    coder = CoreCoder(np.random.default_rng(0).random((7, 7)))
+    assert (pickle.loads(pickle.dumps(coder)).table == coder.table).all()
+    for wrong in (np.ones((2, 2)), [[1024, 0], [512, 512]], [[1, 2, 3]]):
+        with pytest.raises(ValueError):
+            CoreCoder.from_table(wrong)
+
+
+# ---- HistoryGroup
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.int64, np.uint64, np.float32])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n_agents", "maxlen"), [(1, 30), (37, 100), (300, 50), (5, None), (40, 1)])
+def test_a_group_is_a_history_for_each(dtype, kind, n_agents, maxlen):
+    rows = numbers(dtype, kind, 260 * n_agents).reshape(n_agents, 260).T
+    group = am.HistoryGroup(n_agents, maxlen, dtype=dtype)
+    for t, row in enumerate(rows):
+        group.append(row)
+        kept = rows[: t + 1][-maxlen if maxlen else 0 :]
+        assert len(group) == len(kept)
+        if t % 7 == 0 or t < 20:
+            assert same(np.asarray(group), np.ascontiguousarray(kept))
+            assert same(group[t % n_agents], kept[:, t % n_agents].copy()) and same(group[-1], kept[:, -1].copy())
+
+
+def test_numbers_that_come_later_change_nothing_before():
+    """Alphabets that grow, move, become too large and small again."""
+    rng = np.random.default_rng(0)
+    spans = [(0, 3)] * 30 + [(0, 9)] * 20 + [(-5, 9)] * 20 + [(100, 140)] * 30 + [(-(2**40), 2**40)] * 20 + [(0, 2)] * 40
+    rows = [rng.integers(low, high, size=50) for low, high in spans]
+    group = am.HistoryGroup(50, 120, dtype=np.int64)
+    for t, row in enumerate(rows):
+        group.append(row)
+        assert same(np.asarray(group), np.array(rows[max(0, t - 119) : t + 1]))
+
+
+def test_a_group_takes_about_the_entropy():
+    rng = np.random.default_rng(0)
+    n, row, sizes = 20_000, rng.integers(5, size=20_000), []
+    group = am.HistoryGroup(n, 100, dtype=np.int64)
+    for _ in range(200):
+        row = np.where(rng.random(n) < 0.14, rng.integers(5, size=n), row)
+        group.append(row)
+        sizes.append(group.nbytes)
+    assert np.mean(sizes[100:]) < 18 * n  # bytes; a byte each would be 100
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: am.HistoryGroup(0, 5, dtype=int), ValueError),
+        (lambda: am.HistoryGroup(5, 0, dtype=int), ValueError),
+        (lambda: am.HistoryGroup(5, 5, dtype=object), TypeError),
+        (lambda: am.HistoryGroup(5, 5, dtype=int).append([1, 2]), ValueError),
+        (lambda: am.HistoryGroup(2, 5, dtype=int).append([1.5, 2]), TypeError),
+        (lambda: am.HistoryGroup(2, 5, dtype=np.int8).append([1, 300]), ValueError),
+        (lambda: am.HistoryGroup(2, 5, dtype=int)[2], IndexError),
+        (lambda: am.HistoryGroup(2, 5, dtype=int)[0.5], TypeError),
+    ],
+)
+def test_wrong_groups_and_rows_are_refused(call, error):
+    with pytest.raises(error):
+        call()
+
+
+def test_blocks_are_as_long_as_they_say():
+    assert module.BLOCK_FRAMES * 10 // 8 < 0xFFFF  # what a block of symbols can take at most
