@@ -30,6 +30,7 @@ ROOMS = [
     "model",
     "codecs",
     "history",
+    "records",
     "observations",
     "policy",
     "population",

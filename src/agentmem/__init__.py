@@ -14,6 +14,7 @@ The house, in import order:
 ``model``              `Model`: transition and observation tables with a prior, shared by all beliefs
 ``codecs``             a block of numbers as bytes, by whichever of several codecs takes the fewest
 ``history``            `HistoryBuffer`, `HistoryGroup`: what was, kept whole in a fraction of its bytes
+``records``            `RecordHistory`: a log of strings, dicts and whatever else, equal ones kept once
 ``observations``       `ObservationBuffer`: the last observations of agents in a mapped file that many read
 ``policy``             policies as a tree, and what sensors and preferences make of them
 ``population``         `Population`: the beliefs of many agents over one model, stepped together
@@ -47,6 +48,7 @@ from agentmem.history import HistoryBuffer, HistoryGroup
 from agentmem.model import Model
 from agentmem.observations import ObservationBuffer
 from agentmem.population import Population
+from agentmem.records import RecordHistory
 from agentmem.scratch import Scratch
 from agentmem.sharing import ModelPool
 from agentmem.spill import Lazy, Spill
@@ -66,6 +68,7 @@ __all__ = [
     "ModelPool",
     "ObservationBuffer",
     "Population",
+    "RecordHistory",
     "Scratch",
     "SparseArray",
     "SparseBelief",

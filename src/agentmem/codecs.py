@@ -16,7 +16,7 @@ from agentmem._core import CoreCoder, count_pairs
 MOST_SYMBOLS = 64  # of an alphabet that the entropy coder takes
 NOBODY = np.zeros(1, np.uint8)  # the context of a block's first symbol
 
-RAW, CONSTANT, DEFLATED, NARROWED, PACKED, RUNS, CODED, STEPS, CHANGED = range(9)
+RAW, CONSTANT, DEFLATED, NARROWED, PACKED, RUNS, CODED, STEPS, DECIMALS, CHANGED = range(10)
 
 
 class Alphabet(NamedTuple):
@@ -54,6 +54,13 @@ def _packed(numbers: NDArray[Any], alphabet: Alphabet | None, *, steps: bool) ->
     if data == data[:item] * len(numbers):
         return [(CONSTANT, data[:item].rstrip(b"\0"))]
     found = [(RAW, data), (DEFLATED, _deflate(_by_weight(data, item)))]
+    if numbers.dtype in (np.float32, np.float64):
+        for places in range(7):
+            whole = _times(numbers, places)
+            if whole is not None:
+                codec, data = min(_packed(whole, None, steps=True), key=lambda found: len(found[1]))
+                found.append((DECIMALS, bytes([places, codec]) + data))
+                break
     if numbers.dtype.kind not in "iub":
         return found
     lowest, width = int(numbers.min()), (int(numbers.max()) - int(numbers.min())).bit_length()
@@ -96,6 +103,8 @@ def _unpack(data: bytes, n: int, dtype: np.dtype[Any], alphabet: Alphabet | None
         if alphabet is None:
             raise ValueError("a coded block without its coder")
         return _from_above(alphabet.coder.decode(data, NOBODY, n)[:, 0], alphabet.lowest, dtype)
+    if codec == DECIMALS:
+        return (_unpack(data[1:], n, np.dtype(np.int64), None) / 10.0 ** data[0]).astype(dtype)
     lowest, at = _read_zigzag(data, 0)
     if codec == STEPS:
         differences = _unpack(data[at:], n - 1, np.dtype(np.int64), None)
@@ -141,6 +150,16 @@ def unpack_changes(data: bytes | memoryview, after: NDArray[Any]) -> None:
     if n and int(places.max()) >= len(after):
         raise ValueError(f"a change of cell {places.max()} of {len(after)}")
     after[places.astype(np.intp)] = np.frombuffer(_by_item(plain[n * width :], item), after.dtype)
+
+
+def _times(numbers: NDArray[Any], places: int) -> NDArray[np.int64] | None:
+    """Floats times 10**places, where whole numbers over that are these floats bit for bit."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = numbers.astype(np.float64) * 10.0**places
+    if not (abs(scaled) < 2**53).all():
+        return None
+    whole = np.rint(scaled).astype(np.int64)
+    return whole if (whole / 10.0**places).astype(numbers.dtype).tobytes() == numbers.tobytes() else None
 
 
 def _above(numbers: NDArray[Any], lowest: int) -> NDArray[np.uint64]:

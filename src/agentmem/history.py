@@ -44,6 +44,8 @@ class HistoryBuffer:
         Of a frame's numbers: any without objects.
     shape : tuple of ints
         Of a frame; () for single numbers.
+    precision : float, optional
+        Floats are rounded to multiples of it as they come in. None: not at all.
 
     Raises
     ------
@@ -52,7 +54,7 @@ class HistoryBuffer:
 
     Notes
     -----
-    What goes in comes out bit for bit. `append` is O(frame), and once a block O(block) more; `h[i]` decodes one block,
+    What is in comes out bit for bit. `append` is O(frame), and once a block O(block) more; `h[i]` decodes one block,
     of 1,024 numbers or some 32 KiB. Integers that span at most 64 take about the entropy of each given the one before.
     A frame of 32 KiB or more is kept as what changed until the next one, where that is little. One writer.
 
@@ -70,10 +72,12 @@ class HistoryBuffer:
 
     __slots__ = (
         "__weakref__", "_alphabet", "_arena", "_changes", "_gone", "_hot", "_n_hot", "_per_block", "_sealed",
-        "_train_at", "dtype", "maxlen", "shape",
+        "_train_at", "dtype", "maxlen", "precision", "shape",
     )  # fmt: skip
 
-    def __init__(self, maxlen: int | None, *, dtype: DTypeLike, shape: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, maxlen: int | None, *, dtype: DTypeLike, shape: tuple[int, ...] = (), precision: float | None = None
+    ) -> None:
         self.maxlen = None if maxlen is None else operator.index(maxlen)
         if self.maxlen is not None and self.maxlen < 0:
             raise ValueError(f"maxlen={maxlen} given; expected at least 0, or None")
@@ -82,10 +86,13 @@ class HistoryBuffer:
             raise TypeError(f"dtype {self.dtype} given; expected numbers")
         if min(self.shape, default=0) < 0:
             raise ValueError(f"shape {shape} given; expected extents of at least 0")
+        self.precision = precision
+        if precision is not None and (self.dtype.kind != "f" or not 0 < precision < np.inf):
+            raise ValueError(f"precision={precision!r} given with {self.dtype}; expected one above 0, for floats")
         frame = self.dtype.itemsize * math.prod(self.shape)
         most = BLOCK_FRAMES if self.maxlen is None else max(8, min(BLOCK_FRAMES, self.maxlen // 4))
         self._per_block = max(1, min(most, BLOCK_BYTES // max(1, frame)))
-        self._arena = _Arena()
+        self._arena = Arena()
         self._alphabet: Alphabet | None = None
         self._sealed = 0    # frames in blocks, ever
         self._train_at = 0  # how many of them a new coder waits for
@@ -123,7 +130,13 @@ class HistoryBuffer:
     def _frames(self, given: Frames, shape: tuple[int, ...]) -> Frames:
         if given.shape != shape:
             raise ValueError(f"{given.shape} given; expected frames of shape {self.shape}")
-        return _checked(given, self.dtype)
+        frames = _checked(given, self.dtype)
+        if self.precision is None:
+            return frames
+        inverse = 1 / self.precision
+        steps = np.rint(frames / self.precision) + 0.0  # no -0.0
+        is_whole = math.isclose(inverse, round(inverse))  # then dividing gives the decimals nearest to these numbers
+        return (steps / round(inverse) if is_whole else steps * self.precision).astype(self.dtype)
 
     def _take(self, frames: Frames) -> None:
         """Add at most as many frames as a block holds."""
@@ -137,10 +150,20 @@ class HistoryBuffer:
             self._seal()
         self._let_go()
 
+    def popleft(self) -> Any:
+        """Take the oldest frame out, and return it."""
+        frame = self[0]
+        self._forget(1)
+        return frame
+
     def _let_go(self) -> None:
         """Count the oldest frames out where there are more than `maxlen`."""
         if self.maxlen is not None:
-            self._gone = max(self._gone, self._stored - self.maxlen)
+            self._forget(max(0, len(self) - self.maxlen))
+
+    def _forget(self, n: int) -> None:
+        """Count the n oldest frames out."""
+        self._gone += n
         while len(self._arena) and self._gone >= self._per_block:
             self._arena.drop()
             self._gone -= self._per_block
@@ -190,7 +213,7 @@ class HistoryBuffer:
         blocks = [self._block(k) for k in range(len(self._arena))]
         self._alphabet = train(np.concatenate([*blocks, numbers]))
         self._train_at = RETRAIN * (self._sealed + len(numbers))
-        arena = _Arena()
+        arena = Arena()
         for block in blocks:
             arena.append(pack(block, self._alphabet))
         self._arena = arena
@@ -464,7 +487,7 @@ class _Plain:
 
     def __init__(self, rows: Frames) -> None:
         self.shape, self.dtype, self.n_blocks = rows.shape, rows.dtype, 1
-        self.arena = _Arena()
+        self.arena = Arena()
         for first in range(0, self.shape[1], PLAIN_AGENTS):
             self.arena.append(pack(np.ascontiguousarray(rows[:, first : first + PLAIN_AGENTS].T).ravel()))
 
@@ -480,7 +503,7 @@ class _Plain:
         return np.concatenate(parts)[first - begin : last - begin].T
 
 
-class _Arena:
+class Arena:
     """Blocks of bytes in one array; they come at the end and go at the front."""
 
     __slots__ = ("_data", "_first", "_lengths", "_starts", "_used")

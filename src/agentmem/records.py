@@ -1,0 +1,386 @@
+"""RecordHistory: a log of strings, dicts, tuples and whatever else, equal ones kept once, dicts by columns.
+
+    records   form of each, and its place there
+    texts     distinct records as msgpack, deflated together              for what has no columns
+    tables    one for each shape of dict: a column per key                numbers as HistoryBuffers, the rest as texts
+"""
+
+from __future__ import annotations
+
+import operator
+import zlib
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, overload
+
+import numpy as np
+
+from agentmem.footprint import footprint
+from agentmem.history import Arena, HistoryBuffer
+
+RECENT = 64           # distinct texts that a new one is compared with
+TEXTS = 256           # texts that are deflated together at most
+TEXT_BYTES = 1 << 14  # about, of these
+ROWS = 256            # numbers of a column that are sealed together
+MOST_TABLES = 255     # shapes of dicts with columns of their own
+TUPLE, INTEGER, NUMPY = 1, 2, 3  # msgpack's extension types
+
+COLUMNS: dict[type, Any] = {bool: np.bool_, int: np.int64, float: np.float64}
+
+
+class RecordHistory:
+    """A log of records of any kind, like the list it replaces; what goes in comes out equal, with its types.
+
+    Parameters
+    ----------
+    maxlen : int or None
+        How many are kept; the oldest go first. None: all.
+    schema : mapping of str to type, optional
+        Keys of the dicts that will come, and `bool`, `int`, `float` or another type for each: where all records must
+        be such dicts. None: whatever comes, shapes of dicts are found.
+
+    Raises
+    ------
+    TypeError
+        A record that cannot be kept, by key and type; or, with a schema, one that is otherwise. Nothing has changed.
+
+    Notes
+    -----
+    Records are None, bools, ints, floats, strings, bytes, NumPy numbers and arrays without objects, and lists, tuples
+    and dicts of these. An int stays an int, a tuple a tuple, -0.0 is not 0.0. Equal ones among the last are kept once;
+    dicts of one shape lie in typed columns. What comes out is new: changing it does not change the log. `append` takes
+    about 10 us; `log[i]` decodes the blocks that the record lies in. One writer.
+
+    Examples
+    --------
+    >>> import agentmem as am
+    >>> log = am.RecordHistory()
+    >>> for t in range(10_000):
+    ...     log.append({"type": "move", "x": t % 50, "to": "home" if t % 7 else "away", "at": 0.5 * t})
+    >>> log[7]
+    {'type': 'move', 'x': 7, 'to': 'away', 'at': 3.5}
+    >>> len(log), log.nbytes < 6 * 10_000
+    (10000, True)
+    """
+
+    __slots__ = ("__weakref__", "_forms", "_places", "_shapes", "_tables", "_texts", "maxlen", "schema")
+
+    def __init__(self, maxlen: int | None = None, *, schema: Mapping[str, type] | None = None) -> None:
+        self.maxlen = None if maxlen is None else operator.index(maxlen)
+        if self.maxlen is not None and self.maxlen < 0:
+            raise ValueError(f"maxlen={maxlen} given; expected at least 0, or None")
+        self.schema = None if schema is None else dict(schema)
+        self._forms = _numbers(np.uint8)   # 0: a text, k: of the table k - 1
+        self._places = _numbers(np.int64)  # which text or row
+        self._texts = _Texts()
+        self._tables: list[_Table] = []
+        self._shapes: dict[Any, int] = {}
+
+    # ---- in
+
+    def append(self, record: Any) -> None:
+        """Add a record; where there are `maxlen` already, the oldest goes."""
+        if self.schema is not None:
+            self._check(record)
+        shape = tuple((key, type(value)) for key, value in record.items()) if type(record) is dict and record else None
+        k = self._shapes.get(shape) if shape else None
+        if shape and k is None and len(self._tables) < MOST_TABLES and all(type(key) is str for key, _ in shape):
+            table = _Table(shape)
+            place = table.append(record)
+            self._tables.append(table)
+            k = self._shapes[shape] = len(self._tables)
+        elif k:
+            place = self._tables[k - 1].append(record)
+        else:
+            k, place = 0, self._texts.append(encoded(record))
+        self._forms.append(k)
+        self._places.append(place)
+        if self.maxlen is not None and len(self) > self.maxlen:
+            self._forget()
+
+    def extend(self, records: Iterable[Any]) -> None:
+        """Add records, one after another."""
+        for record in records:
+            self.append(record)
+
+    def _check(self, record: Any) -> None:
+        assert self.schema is not None
+        if type(record) is not dict or list(record) != list(self.schema):
+            raise TypeError(f"{_short(record)} given; expected a dict with the keys {list(self.schema)}")
+        for key, kind in self.schema.items():
+            if type(record[key]) is not kind:
+                raise TypeError(f"key {key!r}: {type(record[key]).__name__} given; expected {kind.__name__}")
+
+    def _forget(self) -> None:
+        """Let the oldest record go, and what no other needs."""
+        k, place = int(self._forms.popleft()), int(self._places.popleft())
+        if k:
+            self._tables[k - 1].forget()
+        else:
+            self._texts.forget_before(place + 1 - RECENT)
+
+    # ---- out
+
+    def __len__(self) -> int:
+        return len(self._forms)
+
+    @overload
+    def __getitem__(self, i: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[Any]: ...
+
+    def __getitem__(self, i: int | slice) -> Any:
+        """A record; for a slice, a list of them."""
+        if isinstance(i, slice):
+            wanted = range(len(self))[i]
+            if not wanted:
+                return []
+            first, last = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1]) + 1
+            found = self._span(first, last)
+            return [found[k - first] for k in wanted]
+        k, n = operator.index(i), len(self)
+        if not -n <= k < n:
+            raise IndexError(f"record {k} given; there are {n}")
+        return self._span(k % n, k % n + 1)[0]
+
+    def _span(self, first: int, last: int) -> list[Any]:
+        forms, places = self._forms[first:last], self._places[first:last]
+        out: list[Any] = [None] * (last - first)
+        for k in np.unique(forms).tolist():
+            where = np.flatnonzero(forms == k)
+            found = self._tables[k - 1].rows(places[where]) if k else map(decoded, self._texts.get(places[where]))
+            for at, record in zip(where.tolist(), found, strict=True):
+                out[at] = record
+        return out
+
+    def __iter__(self) -> Iterator[Any]:
+        for first in range(0, len(self), ROWS):
+            yield from self[first : first + ROWS]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether records are those of another log or list."""
+        if not isinstance(other, RecordHistory | list):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def nbytes(self) -> int:
+        """All bytes held, every object counted."""
+        return footprint(self).total
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} records, nbytes={self.nbytes})"
+
+
+def _numbers(dtype: Any) -> HistoryBuffer:
+    """A column, which has many beside it: so it seals early."""
+    column = HistoryBuffer(None, dtype=dtype)
+    column._per_block = ROWS
+    return column
+
+
+class _Table:
+    """Dicts with the same keys in the same order, and values of the same types: a column for each key."""
+
+    __slots__ = ("_columns", "_first", "_keys", "_n")
+
+    def __init__(self, shape: Sequence[tuple[str, type]]) -> None:
+        self._keys = [key for key, _ in shape]
+        self._columns: list[HistoryBuffer | _Column] = [
+            _numbers(COLUMNS[kind]) if kind in COLUMNS else _Column() for _, kind in shape
+        ]
+        self._first = self._n = 0  # rows that are gone, rows ever
+
+    def append(self, record: dict[str, Any]) -> int:
+        """The place of a new row."""
+        texts: list[Any] = [
+            encoded(value, key) if isinstance(column, _Column) else value
+            for (key, value), column in zip(record.items(), self._columns, strict=True)
+        ]
+        for k, (value, column) in enumerate(zip(texts, self._columns, strict=True)):
+            if isinstance(column, HistoryBuffer) and type(value) is int and not -(2**63) <= value < 2**63:
+                self._columns[k] = _Column.of(column)
+                texts[k] = encoded(value)
+        for value, column in zip(texts, self._columns, strict=True):
+            column.append(value)
+        self._n += 1
+        return self._n - 1
+
+    def forget(self) -> None:
+        """Let the oldest row go."""
+        for column in self._columns:
+            column.popleft()
+        self._first += 1
+
+    def rows(self, places: Any) -> Iterator[dict[str, Any]]:
+        if not len(places):
+            return
+        places = places - self._first
+        first, last = int(places.min()), int(places.max()) + 1
+        columns = [column[first:last] for column in self._columns]
+        values = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]
+        for place in (places - first).tolist():
+            yield {key: column[place] for key, column in zip(self._keys, values, strict=True)}
+
+
+class _Column:
+    """Values of any kind: which of its texts each is."""
+
+    __slots__ = ("_places", "_texts")
+
+    def __init__(self) -> None:
+        self._places = _numbers(np.int64)
+        self._texts = _Texts()
+
+    @classmethod
+    def of(cls, numbers: HistoryBuffer) -> _Column:
+        column = cls()
+        for number in numbers:
+            column.append(encoded(int(number)))
+        return column
+
+    def append(self, text: bytes) -> None:
+        self._places.append(self._texts.append(text))
+
+    def popleft(self) -> None:
+        self._texts.forget_before(int(self._places.popleft()) + 1 - RECENT)
+
+    def __getitem__(self, rows: slice) -> list[Any]:
+        places = self._places[rows]
+        unique, which = np.unique(places, return_inverse=True)
+        texts = list(self._texts.get(unique))
+        return [decoded(texts[k]) for k in which.tolist()]  # each a value of its own
+
+
+class _Texts:
+    """Byte strings, numbered as they come; one that is among the last distinct ones keeps its number."""
+
+    __slots__ = ("_blocks", "_first", "_firsts", "_hot", "_n", "_recent")
+
+    def __init__(self) -> None:
+        self._blocks = Arena()
+        self._firsts = array("q")  # number of the first text of each block
+        self._first = 0            # and of the first recent one
+        self._hot: list[bytes] = []
+        self._n = 0                # bytes of them
+        self._recent: dict[bytes, int] = {}  # numbers of the last distinct ones, by digest
+
+    def append(self, text: bytes) -> int:
+        """Its number."""
+        digest = blake2b(text, digest_size=16).digest()
+        known = self._recent.get(digest)
+        if known is not None:
+            return known
+        number = self._first + len(self._hot)
+        self._hot.append(text)
+        self._n += len(text)
+        self._recent[digest] = number
+        if len(self._recent) > RECENT:
+            del self._recent[next(iter(self._recent))]
+        if self._n > TEXT_BYTES or len(self._hot) == TEXTS:
+            self._seal()
+        return number
+
+    def _seal(self) -> None:
+        lengths = np.array([len(self._hot), *map(len, self._hot)], "<u4").tobytes()
+        self._blocks.append(zlib.compress(lengths + b"".join(self._hot)))
+        self._firsts.append(self._first)
+        self._first += len(self._hot)
+        self._hot, self._n = [], 0
+
+    def get(self, numbers: Any) -> Iterator[bytes]:
+        block = None
+        for number in numbers.tolist():
+            if number >= self._first:
+                yield self._hot[number - self._first]
+                continue
+            k = bisect_right(self._firsts, number) - 1
+            if k != block:
+                block, texts = k, self._unpacked(k)
+            yield texts[number - self._firsts[k]]
+
+    def _unpacked(self, k: int) -> list[bytes]:
+        data = zlib.decompress(self._blocks[k])
+        n = int.from_bytes(data[:4], "little")
+        ends = (4 * n + 4 + np.cumsum(np.frombuffer(data, "<u4", n, 4), dtype=np.int64)).tolist()
+        return [data[begin:end] for begin, end in zip([4 * n + 4, *ends[:-1]], ends, strict=True)]
+
+    def forget_before(self, number: int) -> None:
+        """Let blocks go of which all texts have lower numbers."""
+        while len(self._firsts) and (self._firsts[1] if len(self._firsts) > 1 else self._first) <= number:
+            self._blocks.drop()
+            del self._firsts[0]
+
+
+# ---- one record as bytes
+
+
+def encoded(record: Any, key: str | None = None) -> bytes:
+    """With msgpack. TypeError that names the key and the type of what cannot be."""
+    import msgpack  # type: ignore[import-untyped]
+
+    try:
+        data = msgpack.packb(record, default=_extended, strict_types=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        where, value = next(_refused(record, "" if key is None else f"[{key!r}]"), ("", record))
+        expected = "numbers, strings, bytes, None, or lists, tuples and dicts of these"
+        raise TypeError(f"record{where}: {type(value).__name__} given; expected {expected}") from error
+    return bytes(data)
+
+
+def decoded(data: bytes) -> Any:
+    import msgpack
+
+    return msgpack.unpackb(data, ext_hook=_restored, strict_map_key=False, use_list=True)
+
+
+def _extended(value: Any) -> Any:
+    """What msgpack does not know."""
+    import msgpack
+
+    if type(value) is tuple:
+        return msgpack.ExtType(TUPLE, encoded(list(value)))
+    if type(value) is int:
+        return msgpack.ExtType(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+    if isinstance(value, np.generic) or type(value) is np.ndarray:
+        array = np.asarray(value)
+        if not array.dtype.hasobject and array.dtype.names is None and array.dtype.kind in "?biufcSU":
+            shape = None if isinstance(value, np.generic) else list(array.shape)
+            return msgpack.ExtType(NUMPY, encoded([array.dtype.str, shape, array.tobytes()]))
+    raise TypeError(type(value).__name__)
+
+
+def _restored(code: int, data: bytes) -> Any:
+    if code == TUPLE:
+        return tuple(decoded(data))
+    if code == INTEGER:
+        return int.from_bytes(data, "little", signed=True)
+    kind, shape, content = decoded(data)
+    array = np.frombuffer(content, np.dtype(kind))
+    return array[0] if shape is None else array.reshape(shape).copy()
+
+
+def _refused(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Where in a record there is what cannot be encoded."""
+    if type(value) is dict:
+        for key, part in value.items():
+            yield from _refused(key, f"{where} key")
+            yield from _refused(part, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for k, part in enumerate(value):
+            yield from _refused(part, f"{where}[{k}]")
+    elif value is not None and type(value) not in (bool, int, float, str, bytes):
+        try:
+            _extended(value)
+        except TypeError:
+            yield where, value
+
+
+def _short(record: Any) -> str:
+    text = repr(record)
+    return text if len(text) < 60 else text[:57] + "..."

@@ -1,0 +1,213 @@
+"""A log of records beside a list: equal, with types, whatever leaves at the front."""
+
+import contextlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import agentmem as am
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
+    | st.sampled_from([0.0, -0.0, 1, 1.0, True, 2**63, -(2**63), -(2**63) - 1, 10**30, np.float32(0.1), np.int8(-3)])
+)  # fmt: skip
+RECORDS = st.recursive(
+    SCALARS,
+    lambda part: st.lists(part, max_size=3)
+    | st.lists(part, max_size=3).map(tuple)
+    | st.dictionaries(st.sampled_from("abcd") | st.integers(0, 3), part, max_size=3),
+    max_leaves=6,
+)
+
+
+def exact(value):
+    """What tells records apart: types, bits of floats, order of keys."""
+    if isinstance(value, dict):
+        return dict, [(exact(key), exact(part)) for key, part in value.items()]
+    if isinstance(value, list | tuple):
+        return type(value), [exact(part) for part in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return type(value), value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, float):
+        return float, math.copysign(1, value), "nan" if value != value else value
+    return type(value), value
+
+
+def moves(n):
+    return [
+        {"type": ("move", "look", "wait")[k * k % 3], "x": k * 3 % 100, "y": k % 50, "at": 1.7e9 + k / 10,
+         "to": ("home", None)[k % 7 == 0], "path": (k, [k % 2])}
+        for k in range(n)
+    ]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(RECORDS, max_size=12))
+def test_what_goes_in_comes_out(records):
+    log = am.RecordHistory()
+    log.extend(records)
+    assert exact(list(log)) == exact(records)
+    assert exact(log[:]) == exact(records)
+    for k, record in enumerate(records):
+        assert exact(log[k]) == exact(record) == exact(log[k - len(records)])
+
+
+def test_alike_records_are_told_apart():
+    alike = [1, 1.0, True, 0.0, -0.0, 0, False, (1, 2), [1, 2], "1", b"1", {"a": 1}, {"a": 1.0}, {"a": True},
+             {"a": 1, "b": 2}, {"b": 2, "a": 1}, {}, (), [], None, np.int64(1), np.float64(1.0),
+             {"a": np.float64(1)}]  # fmt: skip
+    log = am.RecordHistory()
+    log.extend(alike * 3)
+    assert exact(list(log)) == exact(alike * 3)
+
+
+def test_arrays_in_records():
+    arrays = [np.arange(6).reshape(2, 3), np.array(3.5), np.zeros((0, 2), np.float32), np.array(["a", "bc"]),
+              np.array([True]), np.array([1 + 2j])]  # fmt: skip
+    log = am.RecordHistory()
+    log.extend([{"grid": array, "k": k} for k, array in enumerate(arrays)])
+    assert exact([record["grid"] for record in log]) == exact(arrays)
+    log[0]["grid"][:] = 9
+    assert log[0]["grid"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 3_000])
+def test_dicts_of_one_shape(n):
+    log, expected = am.RecordHistory(), moves(n)
+    log.extend(expected)
+    assert exact(list(log)) == exact(expected)
+    for which in (slice(None, None, -1), slice(3, 900, 7), slice(-2, None), slice(5, 2)):
+        assert exact(log[which]) == exact(expected[which])
+    assert log == expected and log != expected[1:] and log != [*expected[:-1], None]
+
+
+def test_a_column_of_numbers_that_grow_too_large():
+    values = [5, 2**62, 2**63, -(2**70), 7]
+    log = am.RecordHistory()
+    log.extend([{"n": value} for value in values * 100])
+    assert exact([record["n"] for record in log]) == exact(values * 100)
+
+
+def test_what_comes_out_is_new():
+    log = am.RecordHistory()
+    log.extend([{"path": [1, 2]}] * 2)
+    log[0]["path"].append(3)
+    for record in log[:]:
+        record["path"].append(4)
+    first, second = log[:]
+    assert first == second == {"path": [1, 2]} and first["path"] is not second["path"]
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({1, 2}, "record: set given"),
+        ({"a": {"b": [1, object()]}}, r"record\['a'\]\['b'\]\[1\]: object given"),
+        ({"a": 1, "who": test_alike_records_are_told_apart}, r"record\['who'\]: function given"),
+        ((1, {2: 1j}), r"record\[1\]\[2\]: complex given"),
+        ({"a": np.array([None])}, r"record\['a'\]: ndarray given"),
+        ({"a": "\ud800"}, "record"),
+    ],
+)
+def test_what_cannot_be_kept_is_named_and_changes_nothing(record, says):
+    log = am.RecordHistory()
+    for before in ([], [{"a": 1, "who": "me"}], [{"a": {"b": 1}}, {"a": "text"}]):
+        log.extend(before)
+        kept = exact(list(log))
+        with pytest.raises(TypeError, match=says):
+            log.append(record)
+        assert exact(list(log)) == kept
+
+
+def test_a_schema_holds():
+    log = am.RecordHistory(schema={"type": str, "x": int, "sure": float})
+    log.append({"type": "move", "x": 3, "sure": 0.5})
+    for wrong, says in (
+        ({"type": "move", "x": 3.0, "sure": 0.5}, "key 'x': float given; expected int"),
+        ({"type": "move", "sure": 0.5, "x": 3}, "expected a dict with the keys"),
+        ({"type": "move", "x": 3}, "expected a dict with the keys"),
+        ("move", "'move' given; expected a dict"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            log.append(wrong)
+    assert list(log) == [{"type": "move", "x": 3, "sure": 0.5}]
+
+
+@pytest.mark.parametrize("maxlen", [0, 1, 70, 1_000])
+def test_the_oldest_go_and_nobody_misses_them(maxlen):
+    log, expected = am.RecordHistory(maxlen), []
+    for k, move in enumerate(moves(2_500)):
+        record = move if k % 3 else f"text {k if k % 2 else k % 50}" if k % 5 else {"k": k}
+        log.append(record)
+        expected = [*expected, record][-maxlen:] if maxlen else []
+        assert len(log) == len(expected)
+        if k % 97 == 0:
+            assert exact(list(log)) == exact(expected)
+    assert exact(list(log)) == exact(expected)
+    most = am.RecordHistory()
+    most.extend(expected)
+    assert log.nbytes < most.nbytes + 120_000  # what is gone is not held
+
+
+def test_dicts_take_a_few_bytes_and_repeated_texts_little():
+    log = am.RecordHistory()
+    log.extend({key: value for key, value in move.items() if key != "path"} for move in moves(20_000))
+    assert log.nbytes < 6 * 20_000
+    texts = am.RecordHistory()
+    texts.extend(f"action_{k}" * 100 for k in range(2_000))
+    assert texts.nbytes < 100_000 < 2_000_000 < sum(map(len, texts))
+    assert list(texts) == [f"action_{k}" * 100 for k in range(2_000)]
+
+
+def test_positions_beyond_are_refused():
+    log = am.RecordHistory()
+    log.append("a")
+    for k in (1, -2):
+        with pytest.raises(IndexError, match=f"record {k} given; there are 1"):
+            log[k]
+    with pytest.raises(ValueError, match="maxlen=-1 given"):
+        am.RecordHistory(-1)
+
+
+class BesideAList(RuleBasedStateMachine):
+    @initialize(maxlen=st.sampled_from([None, 0, 1, 5, 40]))
+    def begin(self, maxlen):
+        self.log, self.expected, self.maxlen = am.RecordHistory(maxlen), [], maxlen
+
+    @rule(records=st.lists(RECORDS, max_size=6))
+    def extend(self, records):
+        self.log.extend(records)
+        self.keep(records)
+
+    @rule(n=st.integers(0, 300), shape=st.integers(0, 3))
+    def many(self, n, shape):
+        records = [
+            ({"k": k, "s": str(k % 9), "f": k / 4}, {"k": float(k)}, f"{k % 100}", {"deep": {"k": k}})[shape]
+            for k in range(n)
+        ]
+        self.log.extend(records)
+        self.keep(records)
+
+    @rule()
+    def refuse(self):
+        with contextlib.suppress(TypeError):
+            self.log.append({"k": 1, "s": object(), "f": 0.5})
+            raise AssertionError
+
+    def keep(self, records):
+        self.expected += records
+        if self.maxlen is not None:
+            del self.expected[: max(0, len(self.expected) - self.maxlen)]
+
+    @invariant()
+    def equal(self):
+        if hasattr(self, "log"):
+            assert exact(list(self.log)) == exact(self.expected)
+
+
+TestBesideAList = BesideAList.TestCase
+TestBesideAList.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
