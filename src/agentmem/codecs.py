@@ -20,13 +20,19 @@ RAW, CONSTANT, DEFLATED, NARROWED, PACKED, RUNS, CODED, STEPS, DECIMALS, CHANGED
 
 
 class Alphabet(NamedTuple):
-    """An entropy coder of the integers from `lowest` on."""
+    """An entropy coder of the integers from `lowest` to `highest`; its table, ones mostly, is kept deflated."""
 
     lowest: int
-    coder: CoreCoder
+    highest: int
+    table: bytes
+
+    @property
+    def coder(self) -> CoreCoder:
+        n = self.highest - self.lowest + 1
+        return CoreCoder.from_table(np.frombuffer(_inflate(self.table, 2 * n * n), np.uint16).reshape(n, n))
 
     def holds(self, numbers: NDArray[Any]) -> bool:
-        return self.lowest <= int(numbers.min()) and int(numbers.max()) - self.lowest < self.coder.n_symbols
+        return self.lowest <= int(numbers.min()) and int(numbers.max()) <= self.highest
 
 
 def train(numbers: NDArray[Any]) -> Alphabet | None:
@@ -36,7 +42,7 @@ def train(numbers: NDArray[Any]) -> Alphabet | None:
         return None
     counts = np.full((highest - lowest + 1,) * 2, 0.05)  # what was not seen yet may come
     count_pairs(symbols_of(numbers, lowest), NOBODY, counts)
-    return Alphabet(lowest, CoreCoder(counts))
+    return Alphabet(lowest, highest, _deflate(CoreCoder(counts).table.tobytes()))
 
 
 def symbols_of(numbers: NDArray[Any], lowest: int) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from agentmem._core import CoreCoder, CoreLanes, count_pairs
 from agentmem.codecs import CHANGED, MOST_SYMBOLS, Alphabet, pack, pack_changes, train, unpack, unpack_changes
 from agentmem.footprint import footprint
 
-BLOCK_FRAMES = 1024    # small frames in a block: what it takes beside its bits is 0.05 of a bit each
+BLOCK_FRAMES = 768     # small frames in a block: what it takes beside its bits is 0.06 of a bit each
 BLOCK_BYTES = 1 << 15  # of larger frames in a block
 RETRAIN = 8            # times as many numbers as a coder was made of are sealed before the next one is made
 ENOUGH = 1 << 16       # numbers that a group's coder is made of at most
@@ -55,7 +55,7 @@ class HistoryBuffer:
     Notes
     -----
     What is in comes out bit for bit. `append` is O(frame), and once a block O(block) more; `h[i]` decodes one block,
-    of 1,024 numbers or some 32 KiB. Integers that span at most 64 take about the entropy of each given the one before.
+    of 768 numbers or some 32 KiB. Integers that span at most 64 take about the entropy of each given the one before.
     A frame of 32 KiB or more is kept as what changed until the next one, where that is little. One writer.
 
     Examples
@@ -177,7 +177,7 @@ class HistoryBuffer:
             if not limits.min <= lowest <= highest <= limits.max:
                 kind = _narrowest(min(lowest, limits.min), max(highest, limits.max), self.dtype)
         if kind != self._hot.dtype or n > len(self._hot):
-            room = max(n, min(len(self._hot) * 3 // 2 + 8, self._per_block + 1))
+            room = max(n, min(len(self._hot) * 9 // 8 + 8, self._per_block + 1))
             grown = np.zeros((room, *self.shape), kind)
             grown[: self._n_hot] = self._hot[: self._n_hot]
             self._hot = grown
@@ -451,7 +451,7 @@ class _Coded:
         counts = np.full((highest - lowest + 1,) * 2, 0.05)  # what was not seen yet may come
         backwards = np.ascontiguousarray(self.symbols_of(rows)[::-1])
         count_pairs(backwards, self.symbols_of(after), counts)
-        self.lanes = CoreLanes(CoreCoder(counts), rows.shape[1], 32 if len(rows) <= 8 else 16, len(rows))
+        self.lanes = CoreLanes(CoreCoder(counts), rows.shape[1], 24 if len(rows) <= 8 else 16, len(rows))
         self.learnt = rows.size                      # numbers that the coder is made of
         self.after: NDArray[np.uint8] | None = None  # the symbols behind the newest block, where another part follows
 
@@ -476,8 +476,10 @@ class _Coded:
 
     def read(self, first: int, last: int, hot: Frames) -> Frames:
         """The rows of these agents; `hot` follows the newest block unless another part does."""
-        after = self.symbols_of(hot) if self.after is None else self.after
-        return self.lanes.read(first, last, after).astype(np.int64) + self.lowest
+        begin, end = self.lanes.span(first, last)
+        after = self.symbols_of(hot[begin:end]) if self.after is None else self.after[begin:end]
+        symbols = self.lanes.read(first, last, after)
+        return symbols.astype(np.int64) + self.lowest if self.lowest else symbols
 
 
 class _Plain:

@@ -395,10 +395,14 @@ cdef class CoreLanes:
         self.n_blocks -= 1
         memmove(self.blocks, self.blocks + 1, self.n_blocks * sizeof(Block))
 
+    def span(self, Py_ssize_t first, Py_ssize_t last):
+        """The first and the end of the lanes in the groups that lanes [first, last) are in."""
+        return first // self.group * self.group, min(self.n_lanes, (last + self.group - 1) // self.group * self.group)
+
     def read(self, Py_ssize_t first, Py_ssize_t last, after not None):
         """The (n_blocks x steps, last - first) uint8 rows of these lanes, oldest first.
 
-        `after` is the (n_lanes,) row behind the newest block. O(symbols of the groups that these lanes are in).
+        `after` is of the row behind the newest block what lies in the `span` of these lanes. O(symbols in that span).
         """
         cdef const uint8_t[::1] contexts = np.ascontiguousarray(after, dtype=np.uint8)
         cdef Py_ssize_t status, n_rows = self.n_blocks * self.steps
@@ -407,12 +411,13 @@ cdef class CoreLanes:
         cdef uint8_t[:, ::1] out
         if not 0 <= first <= last <= self.n_lanes:
             raise IndexError(f"lanes {first} to {last} given; there are {self.n_lanes}")
-        if contexts.shape[0] != self.n_lanes or not are_below(&contexts[0], self.n_lanes, self.coder.n_symbols):
-            raise ValueError(f"{contexts.shape[0]} symbols given after {self.n_lanes} lanes, or some beyond "
-                             f"{self.coder.n_symbols - 1}")
         found = np.empty((n_rows, last - first), np.uint8)
         if found.size == 0:
             return found
+        begin, end = self.span(first, last)
+        if contexts.shape[0] != end - begin or not are_below(&contexts[0], contexts.shape[0], self.coder.n_symbols):
+            raise ValueError(f"{contexts.shape[0]} symbols given after lanes {begin} to {end}, or some beyond "
+                             f"{self.coder.n_symbols - 1}")
         out = found
         looks = <look_t*> PyMem_RawMalloc(self.coder.n_symbols * WHOLE * sizeof(look_t))
         row = <uint8_t*> PyMem_RawMalloc(self.group * (self.steps + 1))
@@ -459,7 +464,7 @@ cdef Py_ssize_t decode_lanes(CoreLanes self, const look_t* looks, const uint8_t*
         lane = k * self.group
         width = min(self.group, self.n_lanes - lane)
         begin, end = max(first, lane), min(last, lane + width)
-        memcpy(row, after + lane, width)
+        memcpy(row, after + lane - first // self.group * self.group, width)
         for b in range(self.n_blocks - 1, -1, -1):
             block = &self.blocks[b]
             if decode(looks, stream_of(block, k), block.lengths[k], row, self.steps, width, row + width) < 0:
