@@ -165,12 +165,12 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
     @classmethod
     def from_buffers(cls, header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> Self:
         """The array that `header` and `buffers` were taken from."""
-        shape, values = header["shape"], buffers["values"]
+        shape, values = tuple(header["shape"]), buffers["values"]
         if "indices" in buffers:
             return cls._from_pairs(shape, buffers["indices"], values)
         if values.size != math.prod(shape):
             made = cls.__new__(cls)
-            made._set_uniform(tuple(shape), values)
+            made._set_uniform(shape, values)
             return made
         return cls._from_cells(values.reshape(shape))
 

@@ -61,7 +61,7 @@ class Budget:
     Notes
     -----
     Any number of threads may use a budget, and finalizers too. What a budget still holds when it goes is given back to
-    its parent. 2 us per call and as much for each budget above; about 350 bytes and a dict entry per holder.
+    its parent. 3 to 5 us per call and as much for each budget above; about 350 bytes and a dict entry per holder.
 
     Examples
     --------

@@ -37,7 +37,7 @@ class Scratch:
     -----
     A thread keeps the four largest buffers given back in it, until `release` or its end. No buffer has two owners: one
     that is still viewed or held under a second name when it is given back is not lent again. Any number of threads may
-    borrow. About 5 us a loan.
+    borrow. About 8 us a loan.
 
     Examples
     --------
