@@ -97,6 +97,9 @@ def test_coders_of_what_are_no_counts_are_refused(counts, says):
 
 def test_a_coder_and_its_lanes_trust_nobody():
     coder = CoreCoder(np.ones((4, 4)))
+    for symbols, before in (([[257]], [0]), ([[-1]], [0])):
+        with pytest.raises(ValueError):
+            coder.encode(symbols, before)
     for symbols, before in (([[4]], [0]), ([[0]], [4]), ([[0]], [0, 0]), ([[0, 0]], [0])):
         with pytest.raises(ValueError):
             coder.encode(symbols, before)
@@ -382,7 +385,7 @@ def test_histories_are_copied_and_pickled(copied):
     assert same(history[:], x[1_000:]) and same(again[:], np.append(x, x[:1_500])[-4_000:])
     coder = CoreCoder(np.random.default_rng(0).random((7, 7)))
     assert (pickle.loads(pickle.dumps(coder)).table == coder.table).all()
-    for wrong in (np.ones((2, 2)), [[1024, 0], [512, 512]], [[1, 2, 3]]):
+    for wrong in (np.ones((2, 2)), [[1024, 0], [512, 512]], [[1, 2, 3]], [[1022.5, 1.5], [1022.5, 1.5]]):
         with pytest.raises(ValueError):
             CoreCoder.from_table(wrong)
 
@@ -403,6 +406,22 @@ def test_a_group_is_a_history_for_each(dtype, kind, n_agents, maxlen):
         if t % 7 == 0 or t < 20:
             assert same(np.asarray(group), np.ascontiguousarray(kept))
             assert same(group[t % n_agents], kept[:, t % n_agents].copy()) and same(group[-1], kept[:, -1].copy())
+
+
+def test_groups_of_the_largest_numbers():
+    rows = np.full((70, 3), 2**64 - 1, np.uint64) - np.arange(210, dtype=np.uint64).reshape(70, 3) % np.uint64(5)
+    for n, maxlen in ((3, None), (3, 24)):
+        group = am.HistoryGroup(n, maxlen, dtype=np.uint64)
+        for row in rows:
+            group.append(row)
+        assert same(np.asarray(group), rows[-maxlen if maxlen else 0 :])
+
+
+def test_what_is_gone_is_soon_not_held():
+    history = am.HistoryBuffer(4, dtype=np.uint8, shape=(400, 400))
+    for seed in range(40):
+        history.append(np.frombuffer(np.random.default_rng(seed).bytes(160_000), np.uint8).reshape(400, 400))
+        assert history.nbytes < 8 * 160_000
 
 
 def test_numbers_that_come_later_change_nothing_before():

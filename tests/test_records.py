@@ -3,6 +3,7 @@
 import contextlib
 import math
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -110,7 +111,12 @@ def test_what_comes_out_is_new():
         ({"a": 1, "who": test_alike_records_are_told_apart}, r"record\['who'\]: function given"),
         ((1, {2: 1j}), r"record\[1\]\[2\]: complex given"),
         ({"a": np.array([None])}, r"record\['a'\]: ndarray given"),
-        ({"a": "\ud800"}, "record"),
+        ({"a": "\ud800"}, r"record\['a'\]: .*surrogates"),
+        (bytearray(b"a"), "record: bytearray given"),
+        ({"a": memoryview(b"a")}, r"record\['a'\]: memoryview given"),
+        (msgpack.ExtType(5, b"x"), "record: ExtType given"),
+        ({"a": np.str_("a\0")}, r"record\['a'\]: str_ given"),
+        ({np.str_("who"): 1}, "record key: str_ given"),
     ],
 )
 def test_what_cannot_be_kept_is_named_and_changes_nothing(record, says):

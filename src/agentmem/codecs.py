@@ -90,7 +90,7 @@ def unpack(data: bytes | memoryview, n: int, dtype: np.dtype[Any], alphabet: Alp
     """The (n,) numbers that `pack` was given. ValueError where these are not its bytes."""
     try:
         numbers = _unpack(bytes(data), n, dtype, alphabet)
-    except (IndexError, OverflowError, MemoryError, zlib.error) as error:
+    except (IndexError, OverflowError, MemoryError, RecursionError, zlib.error) as error:
         raise ValueError(f"damaged block: {error}") from error
     if len(numbers) != n:
         raise ValueError(f"damaged block: {len(numbers)} numbers found; expected {n}")

@@ -87,8 +87,10 @@ class HistoryBuffer:
         if min(self.shape, default=0) < 0:
             raise ValueError(f"shape {shape} given; expected extents of at least 0")
         self.precision = precision
-        if precision is not None and (self.dtype.kind != "f" or not 0 < precision < np.inf):
-            raise ValueError(f"precision={precision!r} given with {self.dtype}; expected one above 0, for floats")
+        if precision is not None:
+            floats = np.finfo(self.dtype) if self.dtype.kind == "f" else None
+            if floats is None or not floats.tiny <= precision <= floats.max:
+                raise ValueError(f"precision={precision!r} given with {self.dtype}; expected one above 0, for floats")
         frame = self.dtype.itemsize * math.prod(self.shape)
         most = BLOCK_FRAMES if self.maxlen is None else max(8, min(BLOCK_FRAMES, self.maxlen // 4))
         self._per_block = max(1, min(most, BLOCK_BYTES // max(1, frame)))
@@ -134,9 +136,11 @@ class HistoryBuffer:
         if self.precision is None:
             return frames
         inverse = 1 / self.precision
-        steps = np.rint(frames / self.precision) + 0.0  # no -0.0
-        is_whole = math.isclose(inverse, round(inverse))  # then dividing gives the decimals nearest to these numbers
-        return (steps / round(inverse) if is_whole else steps * self.precision).astype(self.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            steps = np.rint(frames.astype(np.float64) / self.precision) + 0.0  # no -0.0
+            is_whole = math.isclose(inverse, round(inverse))  # then dividing gives the decimals nearest to these
+            rounded = (steps / round(inverse) if is_whole else steps * self.precision).astype(self.dtype)
+        return np.where(np.isfinite(rounded), rounded, frames)
 
     def _take(self, frames: Frames) -> None:
         """Add at most as many frames as a block holds."""
@@ -279,8 +283,9 @@ class HistoryBuffer:
         return numbers
 
     def __iter__(self) -> Iterator[Any]:
-        for first in range(0, len(self), self._per_block):
-            yield from self[first : first + self._per_block]
+        at_once = max(self._per_block, COARSE)
+        for first in range(0, len(self), at_once):
+            yield from self[first : first + at_once]
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Frames:
         if copy is False:
@@ -360,10 +365,11 @@ class HistoryGroup:
             raise ValueError(f"row of shape {given.shape} given; expected ({self.n_agents},)")
         given = _checked(given, self.dtype)
         kind = _narrowest(int(given.min()), int(given.max()), self.dtype) if self.dtype.kind in "iu" else self.dtype
-        self._hot.append(given.astype(kind))
-        if len(self._hot) > self._steps:
-            self._seal(np.array(self._hot[:-1]), self._hot[-1])
-            del self._hot[:-1]
+        row = given.astype(kind)
+        if len(self._hot) == self._steps:
+            self._seal(np.array(self._hot), row)
+            self._hot = []
+        self._hot.append(row)
         if self.maxlen is not None:
             self._gone = max(self._gone, self._stored - self.maxlen)
         while self._gone >= self._steps:
@@ -460,7 +466,9 @@ class _Coded:
         return self.lanes.n_blocks
 
     def symbols_of(self, numbers: Frames) -> NDArray[np.uint8]:
-        return (numbers.astype(np.int64) - self.lowest).astype(np.uint8) if self.lowest else numbers.astype(np.uint8)
+        if not self.lowest:
+            return numbers.astype(np.uint8)
+        return (numbers.astype(np.uint64) - np.uint64(self.lowest % 2**64)).astype(np.uint8)  # modulo 2**64
 
     def takes(self, lowest: int, highest: int) -> bool:
         """Whether it can code these, and need not give way to a coder made of more."""
@@ -479,7 +487,7 @@ class _Coded:
         begin, end = self.lanes.span(first, last)
         after = self.symbols_of(hot[begin:end]) if self.after is None else self.after[begin:end]
         symbols = self.lanes.read(first, last, after)
-        return symbols.astype(np.int64) + self.lowest if self.lowest else symbols
+        return symbols.astype(np.uint64) + np.uint64(self.lowest % 2**64) if self.lowest else symbols
 
 
 class _Plain:
@@ -542,14 +550,15 @@ class Arena:
     def drop(self) -> None:
         """Forget the oldest block. Its bytes go with those of others, before they are a quarter of all."""
         self._first += 1
-        gone = self._first // COARSE * COARSE
-        start = self._starts[gone // COARSE] if gone < len(self._lengths) else self._used
-        if gone and (start * 4 > self._used or gone == len(self._lengths)):
+        k, n = self._first, len(self._lengths)
+        start = self._used if k == n else self._starts[k // COARSE] + sum(self._lengths[k - k % COARSE : k])
+        if k == n or start * 4 > self._used:
             self._data = self._data[start : self._used].copy()
             self._used -= start
-            del self._lengths[:gone], self._starts[: gone // COARSE]
-            self._starts = array("Q", (place - start for place in self._starts))
-            self._first -= gone
+            del self._lengths[:k]
+            places = np.cumsum([0, *self._lengths])[:-1]
+            self._starts = array("Q", places[::COARSE].tolist())
+            self._first = 0
 
 
 def _narrowest(lowest: int, highest: int, dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -84,9 +84,11 @@ class RecordHistory:
         """Add a record; where there are `maxlen` already, the oldest goes."""
         if self.schema is not None:
             self._check(record)
-        shape = tuple((key, type(value)) for key, value in record.items()) if type(record) is dict and record else None
+        shape = None
+        if type(record) is dict and record and all(type(key) is str for key in record):
+            shape = tuple((key, type(value)) for key, value in record.items())
         k = self._shapes.get(shape) if shape else None
-        if shape and k is None and len(self._tables) < MOST_TABLES and all(type(key) is str for key, _ in shape):
+        if shape and k is None and len(self._tables) < MOST_TABLES:
             table = _Table(shape)
             place = table.append(record)
             self._tables.append(table)
@@ -102,7 +104,7 @@ class RecordHistory:
 
     def extend(self, records: Iterable[Any]) -> None:
         """Add records, one after another."""
-        for record in records:
+        for record in list(records) if records is self else records:
             self.append(record)
 
     def _check(self, record: Any) -> None:
@@ -324,13 +326,13 @@ def encoded(record: Any, key: str | None = None) -> bytes:
     """With msgpack. TypeError that names the key and the type of what cannot be."""
     import msgpack  # type: ignore[import-untyped]
 
+    expected = "numbers, strings, bytes, None, or lists, tuples and dicts of these"
+    for where, value in _refused(record, "" if key is None else f"[{key!r}]"):  # msgpack takes some, as something else
+        raise TypeError(f"record{where}: {type(value).__name__} given; expected {expected}")
     try:
-        data = msgpack.packb(record, default=_extended, strict_types=True)
-    except (TypeError, ValueError, OverflowError) as error:
-        where, value = next(_refused(record, "" if key is None else f"[{key!r}]"), ("", record))
-        expected = "numbers, strings, bytes, None, or lists, tuples and dicts of these"
-        raise TypeError(f"record{where}: {type(value).__name__} given; expected {expected}") from error
-    return bytes(data)
+        return bytes(msgpack.packb(record, default=_extended, strict_types=True))
+    except (TypeError, ValueError, OverflowError) as error:  # a lone surrogate, too many levels
+        raise TypeError(f"record{'' if key is None else f'[{key!r}]'}: {error}") from error
 
 
 def decoded(data: bytes) -> Any:
@@ -349,7 +351,8 @@ def _extended(value: Any) -> Any:
         return msgpack.ExtType(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
     if isinstance(value, np.generic) or type(value) is np.ndarray:
         array = np.asarray(value)
-        if not array.dtype.hasobject and array.dtype.names is None and array.dtype.kind in "?biufcSU":
+        kinds = "?biufc" if isinstance(value, np.generic) else "?biufcSU"  # a string scalar loses zeros at its end
+        if not array.dtype.hasobject and array.dtype.names is None and array.dtype.kind in kinds:
             shape = None if isinstance(value, np.generic) else list(array.shape)
             return msgpack.ExtType(NUMPY, encoded([array.dtype.str, shape, array.tobytes()]))
     raise TypeError(type(value).__name__)

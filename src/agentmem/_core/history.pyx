@@ -175,7 +175,7 @@ cdef class CoreCoder:
         cdef const uint16_t[:, ::1] given = np.array(table, dtype=np.uint16, order="C")
         cdef Py_ssize_t k, n = given.shape[0]
         cdef CoreCoder made = CoreCoder(np.ones(np.shape(table)))
-        if not (np.sum(table, axis=1) == WHOLE).all() or np.min(table) < 1:
+        if not (np.sum(given, axis=1) == WHOLE).all() or np.min(given) < 1:  # of the copy, which is what is kept
             raise ValueError(f"rows of a table given; expected sums of {WHOLE} and frequencies of at least 1")
         for k in range(n * n):
             made.frequencies[k] = given[k // n, k % n]
@@ -208,6 +208,8 @@ cdef class CoreCoder:
 
     def encode(self, symbols not None, contexts not None):
         """The stream of (steps, lanes) uint8 symbols, after the (lanes,) symbols of the row before, as bytes."""
+        if np.size(symbols) and not 0 <= np.min(symbols) <= np.max(symbols) < MOST_SYMBOLS:
+            raise ValueError(f"symbols from {np.min(symbols)} to {np.max(symbols)} given; expected below {self.n_symbols}")
         cdef const uint8_t[:, ::1] rows = np.ascontiguousarray(symbols, dtype=np.uint8)
         cdef const uint8_t[::1] before = np.ascontiguousarray(contexts, dtype=np.uint8)
         cdef Py_ssize_t n_bytes, room = longest(rows.shape[0] * rows.shape[1]), n = rows.shape[0] * rows.shape[1]
