@@ -40,14 +40,25 @@ def train(numbers: NDArray[Any]) -> Alphabet | None:
     lowest, highest = int(numbers.min()), int(numbers.max())
     if highest - lowest >= MOST_SYMBOLS:
         return None
-    counts = np.full((highest - lowest + 1,) * 2, 0.05)  # what was not seen yet may come
-    count_pairs(symbols_of(numbers, lowest), NOBODY, counts)
-    return Alphabet(lowest, highest, _deflate(CoreCoder(counts).table.tobytes()))
+    coder = coder_of(symbols_of(numbers, lowest)[:, np.newaxis], NOBODY, highest - lowest + 1)
+    return Alphabet(lowest, highest, _deflate(coder.table.tobytes()))
+
+
+def coder_of(symbols: NDArray[np.uint8], contexts: NDArray[np.uint8], n_symbols: int) -> CoreCoder:
+    """Made of how often symbols, (steps, lanes), follow each other, the first row after the contexts."""
+    counts = np.full((n_symbols, n_symbols), 0.05)  # what was not seen yet may come
+    count_pairs(symbols, contexts, counts)
+    return CoreCoder(counts)
 
 
 def symbols_of(numbers: NDArray[Any], lowest: int) -> NDArray[np.uint8]:
-    """(n, 1) distances from the lowest."""
-    return _above(numbers, lowest).astype(np.uint8)[:, np.newaxis]
+    """Distances from the lowest, of integers that span few."""
+    return numbers.astype(np.uint8) if lowest == 0 else _above(numbers, lowest).astype(np.uint8)
+
+
+def numbers_of(symbols: NDArray[Any], lowest: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The integers that are so far above the lowest."""
+    return (symbols.astype(np.uint64) + np.uint64(lowest % 2**64)).astype(dtype)
 
 
 def pack(numbers: NDArray[Any], alphabet: Alphabet | None = None) -> bytes:
@@ -78,7 +89,7 @@ def _packed(numbers: NDArray[Any], alphabet: Alphabet | None, *, steps: bool) ->
         (NARROWED, head + _deflate(_by_weight(plain.tobytes(), plain.itemsize))),
     ]
     if alphabet and alphabet.holds(numbers):
-        found.append((CODED, alphabet.coder.encode(symbols_of(numbers, alphabet.lowest), NOBODY)))
+        found.append((CODED, alphabet.coder.encode(symbols_of(numbers, alphabet.lowest)[:, np.newaxis], NOBODY)))
     elif steps:
         differences = np.diff(numbers.astype(np.uint64)).view(np.int64)
         codec, data = min(_packed(differences, None, steps=False), key=lambda found: len(found[1]))
@@ -108,13 +119,13 @@ def _unpack(data: bytes, n: int, dtype: np.dtype[Any], alphabet: Alphabet | None
     if codec == CODED:
         if alphabet is None:
             raise ValueError("a coded block without its coder")
-        return _from_above(alphabet.coder.decode(data, NOBODY, n)[:, 0], alphabet.lowest, dtype)
+        return numbers_of(alphabet.coder.decode(data, NOBODY, n)[:, 0], alphabet.lowest, dtype)
     if codec == DECIMALS:
         return (_unpack(data[1:], n, np.dtype(np.int64), None) / 10.0 ** data[0]).astype(dtype)
     lowest, at = _read_zigzag(data, 0)
     if codec == STEPS:
         differences = _unpack(data[at:], n - 1, np.dtype(np.int64), None)
-        return _from_above(np.append(np.uint64(0), np.cumsum(differences.view(np.uint64))), lowest, dtype)
+        return numbers_of(np.append(np.uint64(0), np.cumsum(differences.view(np.uint64))), lowest, dtype)
     width, data = data[at], data[at + 1 :]
     if width > 64:
         raise ValueError(f"numbers of {width} bits")
@@ -127,7 +138,7 @@ def _unpack(data: bytes, n: int, dtype: np.dtype[Any], alphabet: Alphabet | None
         narrow = np.frombuffer(_by_item(_inflate(data, n * item), item), f"<u{item}")
     else:
         raise ValueError(f"no codec {codec}")
-    return _from_above(narrow, lowest, dtype)
+    return numbers_of(narrow, lowest, dtype)
 
 
 def pack_changes(frame: NDArray[Any], after: NDArray[Any]) -> bytes:
@@ -171,10 +182,6 @@ def _times(numbers: NDArray[Any], places: int) -> NDArray[np.int64] | None:
 def _above(numbers: NDArray[Any], lowest: int) -> NDArray[np.uint64]:
     """Distances from the lowest; modulo 2**64, which they are below."""
     return numbers.astype(np.uint64) - np.uint64(lowest % 2**64)
-
-
-def _from_above(narrow: NDArray[Any], lowest: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    return (narrow.astype(np.uint64) + np.uint64(lowest % 2**64)).astype(dtype)
 
 
 def _bytes_for(width: int) -> int:

@@ -18,8 +18,20 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from agentmem._core import CoreCoder, CoreLanes, count_pairs
-from agentmem.codecs import CHANGED, MOST_SYMBOLS, Alphabet, pack, pack_changes, train, unpack, unpack_changes
+from agentmem._core import CoreLanes
+from agentmem.codecs import (
+    CHANGED,
+    MOST_SYMBOLS,
+    Alphabet,
+    coder_of,
+    numbers_of,
+    pack,
+    pack_changes,
+    symbols_of,
+    train,
+    unpack,
+    unpack_changes,
+)
 from agentmem.footprint import footprint
 
 BLOCK_FRAMES = 768     # small frames in a block: what it takes beside its bits is 0.06 of a bit each
@@ -454,10 +466,8 @@ class _Coded:
     def __init__(self, rows: Frames, after: Frames, lowest: int, highest: int) -> None:
         """For rows like these. Empty as yet."""
         self.lowest, self.highest = lowest, highest
-        counts = np.full((highest - lowest + 1,) * 2, 0.05)  # what was not seen yet may come
-        backwards = np.ascontiguousarray(self.symbols_of(rows)[::-1])
-        count_pairs(backwards, self.symbols_of(after), counts)
-        self.lanes = CoreLanes(CoreCoder(counts), rows.shape[1], 24 if len(rows) <= 8 else 16, len(rows))
+        coder = coder_of(self.symbols_of(rows)[::-1], self.symbols_of(after), highest - lowest + 1)  # back in time
+        self.lanes = CoreLanes(coder, rows.shape[1], 24 if len(rows) <= 8 else 16, len(rows))
         self.learnt = rows.size                      # numbers that the coder is made of
         self.after: NDArray[np.uint8] | None = None  # the symbols behind the newest block, where another part follows
 
@@ -466,9 +476,7 @@ class _Coded:
         return self.lanes.n_blocks
 
     def symbols_of(self, numbers: Frames) -> NDArray[np.uint8]:
-        if not self.lowest:
-            return numbers.astype(np.uint8)
-        return (numbers.astype(np.uint64) - np.uint64(self.lowest % 2**64)).astype(np.uint8)  # modulo 2**64
+        return symbols_of(numbers, self.lowest)
 
     def takes(self, lowest: int, highest: int) -> bool:
         """Whether it can code these, and need not give way to a coder made of more."""
@@ -487,7 +495,7 @@ class _Coded:
         begin, end = self.lanes.span(first, last)
         after = self.symbols_of(hot[begin:end]) if self.after is None else self.after[begin:end]
         symbols = self.lanes.read(first, last, after)
-        return symbols.astype(np.uint64) + np.uint64(self.lowest % 2**64) if self.lowest else symbols
+        return numbers_of(symbols, self.lowest, np.dtype(np.uint64)) if self.lowest else symbols
 
 
 class _Plain:

@@ -525,7 +525,7 @@ class Population:
             found[agents] = function(*record, *(argument[agents] for argument in arguments))
         return found
 
-    def _records(self) -> Iterator[tuple[slice, tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]]]:
+    def _records(self) -> Iterator[tuple[slice, Record]]:
         """Some agents at a time: which, and their beliefs as a CSR record."""
         for k, chunk in enumerate(self._chunks):
             for rows, record in records(chunk):

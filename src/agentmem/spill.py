@@ -283,10 +283,7 @@ class Handle(Generic[T]):
     def _rebuilt(self, head: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> T:
         if head.keys() != {"class", "header"} or head["class"] != self.kind:
             raise ValueError(f"header of a {head.get('class')!r}; expected {self.kind!r}")
-        header = head["header"]
-        if "shape" in header:
-            header["shape"] = tuple(header["shape"])  # JSON has lists only
-        return self._build(header, buffers)
+        return self._build(head["header"], buffers)
 
 
 class Lazy(Generic[T]):
