@@ -214,6 +214,19 @@ def content(b):
 
 
 @contextlib.contextmanager
+def full_disk(nbytes):
+    """Let no file grow over so many bytes: writing on is an OSError, as on a full disk."""
+    import resource  # not on Windows
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
 def unchanged(b):
     """Assert that the block leaves the belief bit for bit as it was, and sound."""
     before = bits(b)

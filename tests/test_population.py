@@ -23,7 +23,7 @@ import agentmem as am
 import reference
 from agentmem import population as module
 from agentmem.files import write_arrays
-from reference import DTYPES, content, same_environment
+from reference import DTYPES, content, full_disk, same_environment
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 N_ACTIONS, N_OBSERVATIONS = 2, 4
@@ -651,20 +651,13 @@ def test_a_file_is_not_larger_than_its_population(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_a_full_disk_leaves_the_file_before(tmp_path):
-    import resource
-
     model = model_of(seen=4)
     population = am.Population.from_beliefs(model, [am.SparseBelief(np.arange(1.0, 41.0)) for _ in range(500)])
     population.save(tmp_path / "agents")
     before = snapshot(population)
     population.update(0, -1)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # files end there, as on a full disk
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            population.save(tmp_path / "agents")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(20_000), pytest.raises(OSError, match="File too large"):
+        population.save(tmp_path / "agents")
     assert os.listdir(tmp_path) == ["agents"]
     assert snapshot(am.Population.open(tmp_path / "agents", model)) == before
 

@@ -1,7 +1,6 @@
 """A RayPopulation is a Population, bit for bit, whatever dies meanwhile."""
 
 import os
-import resource
 import signal
 import threading
 import time
@@ -17,7 +16,7 @@ import agentmem as am
 import reference
 from corpus import model_of as real_model_of
 from corpus import models, needed, walks
-from reference import content
+from reference import content, full_disk
 
 module = pytest.importorskip("agentmem.integrations.ray", reason="Ray is not installed", exc_type=ImportError)
 RayPopulation = module.RayPopulation
@@ -463,13 +462,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     population.checkpoint(tmp_path / "agents")
     before = snapshot(population)
     population.update(0, -1)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # files end there, as on a full disk
-    try:
-        with pytest.raises(OSError):
-            population.checkpoint(tmp_path / "agents")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(20_000), pytest.raises(OSError):
+        population.checkpoint(tmp_path / "agents")
     assert os.listdir(tmp_path) == ["agents"]
     assert snapshot(RayPopulation.restore(tmp_path / "agents", model, n_shards=2)) == before
     after = am.Population.from_beliefs(model, start)
