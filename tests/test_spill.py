@@ -5,7 +5,6 @@ import gc
 import json
 import os
 import pickle
-import resource
 import stat
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import agentmem as am
 import reference
 from agentmem.files import KINDS
 from agentmem.footprint import footprint
-from reference import bits, same_environment
+from reference import bits, full_disk, same_environment
 
 quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -526,30 +525,15 @@ def test_every_byte_is_checked(spill, make):
     assert content(handle.get()) == expected
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow over 4 kB while this is on."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    class Full:
-        def __enter__(self):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-
-        def __exit__(self, *_):
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return Full()
-
-
 @quiet
-def test_a_full_disk_loses_nothing(tmp_path, full_disk):
+def test_a_full_disk_loses_nothing(tmp_path):
     budget = am.Budget(27_000)
     spill = am.Spill(tmp_path, budget=budget)
     small, large, third = spill.put(np.zeros(100)), spill.put(np.zeros(3000)), spill.put(np.zeros(400))
     large.get()[:] = 5
     small.get()
     files = stamp(spill)
-    with full_disk:
+    with full_disk(4096):
         with pytest.raises(OSError):
             spill.put(np.ones(2000))
         for call in (large.evict, spill.evict, third.get):  # for which there is no room beside `large`
