@@ -1,6 +1,7 @@
 """SparseArray beside ndarray: construction, storage, indexing, assignment, arithmetic, copies, threads."""
 
 import copy
+import operator
 import pickle
 import sys
 import threading
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from agentmem.array import SparseArray
+import agentmem as am
+from agentmem.array import SparseArray, read_only
 
 DTYPES = ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"]
 SHARES = [(0.001, "pairs"), (0.3, "bitmap"), (0.99, "dense"), (1, "uniform")]
@@ -407,3 +409,49 @@ def test_libraries_that_ask_for_values_first_ask_for_to_numpy():
     """matplotlib takes `values` of what is no ndarray, unless it has `to_numpy`."""
     x = SparseArray([0.0, 0.25, 0.0, 0.75])
     assert x.to_numpy().tolist() == [0.0, 0.25, 0.0, 0.75]
+
+
+# ---- read-only
+
+
+def test_a_read_only_array_cannot_be_written():
+    x = am.SparseBelief([0.5, 0.0, 0.5])
+    x.setflags(write=False)
+    assert not x.flags.writeable
+    writes = [
+        lambda: operator.imul(x, 2),
+        lambda: x.__setitem__(0, 1),
+        lambda: x.fill(1),
+        lambda: x.resize(2),
+        lambda: x.normalize(),
+        lambda: x.correct([1.0, 1.0, 0.0]),
+        lambda: x.update(am.Model(np.eye(3), np.eye(3)), 0, 0),
+        lambda: np.add(x, 1, out=x),
+        lambda: np.copyto(x, 1),
+    ]
+    for write in writes:
+        with pytest.raises(ValueError, match="read-only"):
+            write()
+    assert x.to_dense().tolist() == [0.5, 0.0, 0.5]
+    y = x.copy()
+    y *= 2  # a copy is its owner's
+    x.setflags(write=True)
+    x *= 2
+    assert x.to_dense().tolist() == y.to_dense().tolist() == [1.0, 0.0, 1.0]
+
+
+def test_what_is_known_of_a_read_only_operand_is_true():
+    x = am.SparseArray([0.0, 0.0, 2.0, 0.0])
+    cells = np.array([1.0, np.inf, 3.0, 0.0])
+    y = read_only(cells)
+    with pytest.raises(ValueError):
+        y.setflags(write=True)
+    for _ in range(2):  # the second time it is known
+        with np.errstate(all="ignore"):
+            for operation in (np.multiply, np.true_divide):
+                for operand, dense in ((y, cells), (y[::-1], cells[::-1]), (y[:1], cells[:1])):
+                    np.testing.assert_array_equal(operation(x, operand), operation(x.to_dense(), dense))
+            assert np.array_equal(x[:2] * y.view(np.float32)[:2], x.to_dense()[:2] * cells.view(np.float32)[:2])
+            assert np.array_equal(x[:2] * y[:3].view("f4")[:2], x.to_dense()[:2] * cells[:3].view("f4")[:2])
+    assert read_only(x) is not x
+    assert not read_only(x).flags.writeable

@@ -102,8 +102,27 @@ def outputs(result: Any) -> tuple[Any, ...]:
     return result if type(result) is tuple else (result,)
 
 
+class Content(bytes):
+    """The memory of ndarrays that nobody can write to, so that what was found out about it stays true."""
+
+    def __init__(self, _: bytes) -> None:
+        self.harmless: dict[tuple[np.ufunc, Any], bool] = {}
+
+
 def is_harmless(ufunc: np.ufunc, y: Any) -> bool:
     """A quick look at all of `y`: True if certainly no ``ufunc(0, y)`` is non-zero."""
+    owner = y
+    while type(owner) is np.ndarray:
+        owner = owner.base
+    if type(owner) is not Content or len(owner) % y.itemsize:
+        return looks_harmless(ufunc, y)
+    known = owner.harmless.get((ufunc, y.dtype))
+    if known is None:
+        known = owner.harmless[ufunc, y.dtype] = looks_harmless(ufunc, np.frombuffer(owner, y.dtype))
+    return known
+
+
+def looks_harmless(ufunc: np.ufunc, y: Any) -> bool:
     if ufunc is np.multiply:
         with np.errstate(all="ignore"):  # the sum of finite cells may overflow: then each cell is looked at
             return y.dtype.kind != "f" or bool(np.isfinite(y.sum()))

@@ -26,7 +26,7 @@ from agentmem._positions import (
     stand_in,
     strides_of,
 )
-from agentmem._ufuncs import STORABLE, call_dense, call_ufunc, densify
+from agentmem._ufuncs import STORABLE, Content, call_dense, call_ufunc, densify
 
 NO_POSITIONS = np.zeros(0, np.intp)
 
@@ -263,7 +263,15 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def flags(self) -> Any:
-        return np.empty((1,) * self.ndim, self.dtype).flags
+        cell = np.empty((1,) * self.ndim, self.dtype)
+        cell.setflags(write=self._is_writable)
+        return cell.flags
+
+    def setflags(self, write: bool | None = None, align: bool | None = None, uic: bool | None = None) -> None:
+        """Whether the array may be changed; as `numpy.ndarray.setflags`."""
+        np.empty(0).setflags(align=align, uic=uic)
+        if write is not None:
+            self._set_writable(bool(write))
 
     @property
     def base(self) -> None:
@@ -553,6 +561,19 @@ class _Flat:
         return self.array.reshape(-1).__array__(dtype, copy)
 
 
+def read_only(array: Any) -> Any:
+    """An equal array that nobody can write to: of an ndarray, or of a SparseArray.
+
+    What is found out about such an ndarray is kept: that multiplying zeros by it leaves zeros takes one look, not one
+    for each multiplication.
+    """
+    if isinstance(array, SparseArray):
+        array = array.copy()
+        array.setflags(write=False)
+        return array
+    return np.frombuffer(Content(array.tobytes()), array.dtype).reshape(array.shape)
+
+
 def check_scipy(matrix: Any) -> None:
     """ValueError for a scipy.sparse matrix whose indices lie outside it: scipy would follow them."""
     places: list[Any] = []
@@ -592,7 +613,7 @@ def _add_dense_methods() -> None:
 
     for name in (
         "argpartition", "argsort", "byteswap", "choose", "clip", "compress", "conj", "conjugate", "cumprod",
-        "cumsum", "diagonal", "dump", "dumps", "getfield", "repeat", "searchsorted", "setflags", "take",
+        "cumsum", "diagonal", "dump", "dumps", "getfield", "repeat", "searchsorted", "take",
         "tobytes", "tofile", "tolist", "trace", "view",
     ):  # fmt: skip
         define(name, changes=False)

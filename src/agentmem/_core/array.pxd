@@ -14,6 +14,7 @@ cdef class CoreArray:
     cdef unsigned char n_axes
     cdef unsigned char writing        # a writer is inside: a second one gets RuntimeError
     cdef unsigned char is_measure     # 1: known to be finite, non-negative and not all zero; 2: and normalised
+    cdef unsigned char is_read_only   # a writer gets ValueError
 
 
 # ---- leaves: sizes and layout. Inline: called through a module's table they cost an agent's step a tenth.
@@ -79,4 +80,5 @@ cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept
 cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_cells,
                 int n_axes, int type_num)
 cdef CoreArray copy_array(CoreArray self)
+cdef int check_writable(CoreArray self) except -1
 cdef Py_ssize_t find(const index_t* indices, Py_ssize_t n, Py_ssize_t wanted) noexcept nogil

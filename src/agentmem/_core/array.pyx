@@ -268,6 +268,15 @@ cdef int check_readable(CoreArray self) except -1:
     return 0
 
 
+cdef int check_writable(CoreArray self) except -1:
+    """Nobody else is writing, and the array may be changed at all."""
+    if self.writing:
+        raise RuntimeError("two writers in one array: another thread is updating it")
+    if self.is_read_only:
+        raise ValueError("assignment destination is read-only")
+    return 0
+
+
 cdef CoreArray copy_array(CoreArray self):
     cdef CoreArray other = <CoreArray?> new_like(<PyObject*> self)  # a subclass may return anything
     cdef Py_ssize_t size
@@ -385,7 +394,14 @@ cdef class CoreArray:
         memcpy(block, cnp.PyArray_DATA(value), item)
         take_block(self, block, UNIFORM, n_cells, n_cells, n_axes, type_num)
 
+    def _set_writable(self, bint is_writable):
+        self.is_read_only = not is_writable
+
     # -- reading
+
+    @property
+    def _is_writable(self):
+        return not self.is_read_only
 
     @property
     def shape(self):
@@ -548,7 +564,7 @@ cdef class CoreArray:
 cdef class one_writer:
     """A context in which the caller is the one writer of these arrays (what is no array is left out).
 
-    RuntimeError on entry if another writer is in one of them. Taking and leaving are single steps to Python, so that no
+    RuntimeError on entry if another writer is in one of them, ValueError if one is read-only. Taking and leaving are single steps to Python, so that no
     interrupt comes between, and each context leaves only what it took.
     """
 
@@ -562,12 +578,15 @@ cdef class one_writer:
     def __enter__(self):
         cdef CoreArray array
         for array in self.arrays:
-            if array.writing and not any([array is other for other in self.taken]):
+            if any([array is other for other in self.taken]):
+                continue
+            try:
+                check_writable(array)
+            except BaseException:
                 self.leave()
-                raise RuntimeError("two writers in one array: another thread is updating it")
-            if not array.writing:
-                array.writing = 1
-                self.taken.append(array)
+                raise
+            array.writing = 1
+            self.taken.append(array)
         return self
 
     def __exit__(self, *raised):

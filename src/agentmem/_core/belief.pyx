@@ -16,7 +16,7 @@ import operator
 
 import numpy as np
 
-from agentmem._core.array cimport CoreArray, copy_array, make_block
+from agentmem._core.array cimport CoreArray, check_writable, copy_array, make_block
 from agentmem._core.model cimport CoreModel, check_action, check_observation
 from agentmem._core.scratch cimport Workspace, borrow, give_back, make_room
 from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, entries_to_meet, evidence_of,                                   list_entries, list_mass, make_plan, read_block, rescale, sum_lanes, weigh,
@@ -412,7 +412,9 @@ cdef int emit(CoreBelief self, Workspace* w, const Posterior* posterior, const P
 
 cdef int begin(CoreBelief self, int before) except -1:
     """Go from `before` (0: outside, 1: inside as the one writer) to writing without the GIL, with a measure."""
-    if self.writing != before:
+    if before == 0:
+        check_writable(self)
+    elif self.writing != before:
         raise RuntimeError("two writers in one belief: another thread is updating it")
     self.writing = 1  # before anything that may let another thread run
     try:
