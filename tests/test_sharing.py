@@ -1,5 +1,6 @@
-"""Equal models become one object, different ones never; processes share the pages of one file."""
+"""Equal models and arrays become one object, different ones never; processes share the pages of one file."""
 
+import copy
 import gc
 import os
 import signal
@@ -77,9 +78,70 @@ def test_many_threads_get_one_object():
     assert len(made) == 8 and len({id(model) for model in made}) == 1
 
 
-def test_only_models_are_taken():
-    with pytest.raises(TypeError, match="model of type dict given"):
-        am.ModelPool().intern({})
+MATRICES = [
+    np.eye(3),
+    np.eye(3, dtype=np.float32),
+    np.eye(3, dtype=bool),
+    np.eye(3).reshape(9),
+    np.eye(3)[::-1],
+    am.SparseArray(np.eye(3)),
+    am.SparseBelief(np.eye(3)),
+    am.SparseArray(np.eye(3)).reshape(9),
+    np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    np.arange(6.0).reshape(2, 3),
+    np.arange(12.0).reshape(2, 6)[:, ::2],
+    np.zeros((3, 0)),
+    np.array(0.5),
+    np.array([np.nan, np.inf]),
+    np.array(["a", "b"]),
+]
+
+
+def test_equal_arrays_are_one_object_and_different_ones_never():
+    pool = am.ModelPool()
+    kept = [pool.intern(matrix) for matrix in MATRICES]
+    assert len(pool) == len({id(array) for array in kept}) == len(MATRICES)
+    for matrix, array in zip(MATRICES, kept, strict=True):
+        assert pool.intern(matrix) is pool.intern(copy.copy(matrix)) is array is not matrix
+        assert pool.intern(array) is array
+        assert type(array) is type(matrix) and array.dtype == matrix.dtype and array.shape == matrix.shape
+        np.testing.assert_array_equal(array, matrix)
+
+
+@pytest.mark.parametrize("matrix", [np.eye(3), am.SparseArray(np.eye(3)), np.asfortranarray(np.eye(3)[:2])])
+def test_a_shared_array_cannot_be_written_to(matrix):
+    shared = am.ModelPool().intern(matrix)
+    with pytest.raises(ValueError, match="read-only"):
+        shared[0, 0] = 5
+    with pytest.raises(ValueError, match="read-only"):
+        shared *= 2
+    assert shared[0, 0] == 1
+    matrix[0, 0] = 7  # the one it was made of still can
+    assert shared[0, 0] == 1
+
+
+def test_an_array_keeps_its_order_in_memory():
+    pool, by_rows = am.ModelPool(), np.arange(6.0).reshape(2, 3)
+    by_columns = np.asfortranarray(by_rows)
+    assert pool.intern(by_rows).flags.c_contiguous and pool.intern(by_columns).flags.f_contiguous
+    first = pool.intern(by_columns)
+    assert pool.intern(by_columns) is first
+
+
+def test_an_array_goes_with_its_last_user():
+    pool = am.ModelPool()
+    for matrix in (np.eye(3), am.SparseArray(np.eye(3))):
+        shared = pool.intern(matrix)
+        assert len(pool) == 1
+        del shared
+        gc.collect()
+        assert len(pool) == 0
+
+
+@pytest.mark.parametrize("given", [{}, "a", [0.5, 0.5], np.array([{}, None]), np.ma.array([1, 2])])
+def test_nothing_else_is_taken(given):
+    with pytest.raises(TypeError, match=f"{type(given).__name__} given; expected an agentmem.Model, an ndarray"):
+        am.ModelPool().intern(given)
 
 
 USER = """

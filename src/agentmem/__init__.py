@@ -18,8 +18,9 @@ The house, in import order:
 ``observations``       `ObservationBuffer`: the last observations of agents in a mapped file that many read
 ``policy``             policies as a tree, and what sensors and preferences make of them
 ``population``         `Population`: the beliefs of many agents over one model, stepped together
-``sharing``            `ModelPool`: equal models of a process as one object
+``sharing``            `ModelPool`: equal models and matrices of a process as one object
 ``spill``              `Spill`: what leaves memory, and comes back; `Lazy`: what is built when asked for
+``compact``            `compact`: an agent as it is, with these containers in the place of what it holds
 ``profiler``           what a change costs and saves, measured (not imported here)
 ``formats``            readers of public model files: `.POMDP` (not imported here)
 ``integrations``       worlds and agents of other libraries (not imported here)
@@ -42,6 +43,7 @@ SparseBelief(shape=(2,), dtype=float64, nnz=2, storage='dense', nbytes=104)
 from agentmem.array import SparseArray
 from agentmem.belief import SparseBelief
 from agentmem.budget import Budget
+from agentmem.compact import compact
 from agentmem.errors import BudgetExceeded, CorruptData, ImpossibleObservation
 from agentmem.footprint import footprint
 from agentmem.history import HistoryBuffer, HistoryGroup
@@ -73,5 +75,6 @@ __all__ = [
     "SparseArray",
     "SparseBelief",
     "Spill",
+    "compact",
     "footprint",
 ]
