@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import pickle
 from collections import deque
 
@@ -48,6 +49,12 @@ def numbers(dtype, kind, n, seed=0):
 
 def same(found, expected):
     return found.dtype == expected.dtype and found.shape == expected.shape and found.tobytes() == expected.tobytes()
+
+
+WAYS = {
+    "copy": copy.copy, "deepcopy": copy.deepcopy, "buffers": lambda h: type(h).from_buffers(h.header, h.buffers()),
+    **{f"pickle {k}": lambda h, k=k: pickle.loads(pickle.dumps(h, k)) for k in range(pickle.HIGHEST_PROTOCOL + 1)},
+}  # fmt: skip
 
 
 # ---- the coder
@@ -319,6 +326,18 @@ class BesideADeque(RuleBasedStateMachine):
         self.history.append(value)
         self.expected.append(self.dtype(value))
 
+    @rule(n=st.integers(1, 60))
+    def pop(self, n):
+        for _ in range(min(n, len(self.expected))):
+            assert same(np.asarray(self.history.pop()), np.asarray(self.expected.pop()))
+        if not self.expected:
+            with pytest.raises(IndexError):
+                self.history.pop()
+
+    @rule(way=st.sampled_from(list(WAYS)))
+    def copied(self, way):
+        self.history = WAYS[way](self.history)
+
     @rule()
     def popleft(self):
         if self.expected:
@@ -375,14 +394,128 @@ def test_wrong_frames_are_refused_and_change_nothing():
     assert history[:].tolist() == [1, 2, 3, 1]
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))])
-def test_histories_are_copied_and_pickled(copied):
-    x = numbers(np.int64, "sticky", 5_000)
-    history = am.HistoryBuffer(4_000, dtype=np.int64)
-    history.extend(x)
-    again = copied(history)
-    again.extend(x[:1_500])
-    assert same(history[:], x[1_000:]) and same(again[:], np.append(x, x[:1_500])[-4_000:])
+def some_histories():
+    rng = np.random.default_rng(0)
+    made = {"empty": am.HistoryBuffer(None, dtype=float), "no frames kept": am.HistoryBuffer(0, dtype=int)}
+    for dtype in (*DTYPES, ">i4", "M8[s]", "S3", "U2", [("x", "f4"), ("n", ">i8", (2,)), ("in", [("b", "?")])]):
+        x = numbers(np.int64, "sticky", 5_000)
+        x = x.astype(str).astype(dtype) if np.dtype(dtype).kind in "SU" else x.astype(dtype)
+        made[f"{dtype}"] = am.HistoryBuffer(4_000, dtype=dtype)
+        made[f"{dtype}"].extend(x)
+    made["precision"] = am.HistoryBuffer(None, dtype=np.float32, precision=np.float32(0.25))
+    made["precision"].extend(rng.random(2_000))
+    made["no cells"] = am.HistoryBuffer(None, dtype=int, shape=(0, 2))
+    made["no cells"].extend(np.zeros((900, 0, 2), int))
+    made["large"] = am.HistoryBuffer(30, dtype=np.float32, shape=(100, 100))
+    frame = rng.random((100, 100))
+    for t in range(40):
+        frame[t] = 0
+        made["large"].append(frame.astype(np.float32))
+    made["all taken out"] = am.HistoryBuffer(None, dtype=int)
+    made["all taken out"].extend(range(1_600))
+    while len(made["all taken out"]):
+        made["all taken out"].popleft()
+    for name, rows in {
+        "few": rng.integers(3, size=(90, 37)), "constant": np.full((90, 37), 2**64 - 1, np.uint64),
+        "wide": rng.integers(-(2**50), 2**50, size=(90, 37)), "floats": rng.random((90, 37)),
+        "bools": rng.random((90, 37)) < 0.1, "long floats": rng.random((90, 37)).astype(np.longdouble),
+        "moving": rng.integers(3, size=(90, 37)) + np.repeat([0, 10**6, 3], 30)[:, None],
+    }.items():  # fmt: skip
+        for maxlen in (None, 1, 24, 60):
+            made[f"group {name} {maxlen}"] = group = am.HistoryGroup(37, maxlen, dtype=rows.dtype)
+            for row in rows:
+                group.append(row)
+    made["group empty"] = am.HistoryGroup(3, None, dtype=int)
+    return made
+
+
+@pytest.mark.parametrize("name", some_histories())
+def test_histories_are_copied_pickled_and_spilled(name, tmp_path):
+    history = some_histories()[name]
+    expected, held = np.asarray(history), history.nbytes
+    json.dumps(history.header)
+    buffers = history.buffers()
+    assert all(type(found) is np.ndarray and found.ndim == 1 for found in buffers.values())
+    assert am.footprint(history).total == held
+    spilled = am.Spill(tmp_path / "spilled").put(history)
+    for again in (*(way(history) for way in WAYS.values()), spilled.get()):
+        assert type(again) is type(history) and same(np.asarray(again), expected) and again.nbytes <= held + 250
+        if len(expected):
+            frames = np.concatenate([expected[:1]] * 50)
+            for frame in frames:
+                again.append(frame)
+            every = np.concatenate([expected, frames]).astype(expected.dtype)  # NumPy loses the order of bytes
+            assert same(np.asarray(again), every[len(every) - (again.maxlen or len(every)) :])
+        assert same(np.asarray(history), expected)
+    bands = []
+    data = pickle.dumps(history, 5, buffer_callback=bands.append)
+    assert same(np.asarray(pickle.loads(data, buffers=[bytes(band) for band in bands])), expected)
+    if sum(found.nbytes for found in buffers.values()) > 4_000:
+        assert len(data) < 4_000 + sum(found.nbytes for found in buffers.values() if found.nbytes < 1_000)
+
+
+def damaged(header, buffers, rng):
+    """The same but for an array, and perhaps something in the header."""
+    head, arrays = copy.deepcopy(header), {key: found.copy() for key, found in buffers.items()}
+    here = head
+    while rng.random() < 0.9:
+        place = rng.choice(list(here)) if isinstance(here, dict) else int(rng.integers(len(here)))
+        if isinstance(here[place], dict | list) and len(here[place]) and rng.random() < 0.9:
+            here = here[place]
+        elif rng.random() < 0.2:
+            del here[place]
+            break
+        else:
+            values = [0, 1, -1, 3, 2**31, 2**70, None, 0.5, "x", "O", ">f8", "str", [], {}, [1, 2], "(9999999,)i8"]
+            here[place] = values[rng.integers(len(values))]
+            break
+    key = rng.choice(list(arrays))
+    if rng.random() < 0.2:
+        arrays[key] = arrays[key][: rng.integers(len(arrays[key]) + 1)]
+    elif rng.random() < 0.1:
+        del arrays[key]
+    elif rng.random() < 0.1:
+        arrays[key] = arrays[key].astype(np.float64)
+    elif len(arrays[key]) and rng.random() < 0.7:
+        arrays[key][rng.integers(len(arrays[key]))] = rng.integers(256)
+    return head, arrays
+
+
+@pytest.mark.parametrize("name", some_histories())
+def test_content_that_nobody_made_is_refused_or_read(name):
+    """Of files whose checksum agrees: headers and arrays changed at random. A ValueError at once or when read."""
+    history, rng = some_histories()[name], np.random.default_rng(1)
+    header, buffers = history.header, history.buffers()
+    for _ in range(60):
+        head, arrays = damaged(header, buffers, rng)
+        with contextlib.suppress(ValueError):
+            made = type(history).from_buffers(head, arrays)
+            if isinstance(made, am.HistoryBuffer) and made.dtype.itemsize * np.prod(made.shape, dtype=float) > 10**7:
+                continue  # as large as somebody may ask for, and nothing is in it
+            np.asarray(made)
+            if len(made) and isinstance(made, am.HistoryBuffer):
+                made.append(made.popleft())
+                made.pop()
+            elif isinstance(made, am.HistoryGroup):
+                made.append(np.zeros(made.n_agents, made.dtype))
+
+
+def test_a_history_of_no_bytes_does_not_become_a_large_one():
+    group = am.HistoryGroup(4, None, dtype=int)
+    for _ in range(100):
+        group.append([7, 7, 7, 7])
+    header, buffers = group.header, group.buffers()
+    buffers["lengths.0"] = np.full(10**6, 1, np.uint64)
+    with pytest.raises(ValueError, match="of blocks in"):
+        am.HistoryGroup.from_buffers(header, buffers)
+    history = am.HistoryBuffer(None, dtype=int, shape=(5_000,))
+    history.extend(np.zeros((9, 5_000), int))
+    header, buffers = history.header, history.buffers()
+    with pytest.raises(ValueError, match="recent frames"):
+        am.HistoryBuffer.from_buffers(header | {"shape": [10**12]}, buffers)
+
+
+def test_coders_are_pickled():
     coder = CoreCoder(np.random.default_rng(0).random((7, 7)))
     assert (pickle.loads(pickle.dumps(coder)).table == coder.table).all()
     for wrong in (np.ones((2, 2)), [[1024, 0], [512, 512]], [[1, 2, 3]], [[1022.5, 1.5], [1022.5, 1.5]]):

@@ -1,7 +1,10 @@
 """A log of records beside a list: equal, with types, whatever leaves at the front."""
 
 import contextlib
+import copy
+import json
 import math
+import pickle
 
 import msgpack
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import agentmem as am
+from test_history import damaged
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
@@ -217,3 +221,78 @@ class BesideAList(RuleBasedStateMachine):
 
 TestBesideAList = BesideAList.TestCase
 TestBesideAList.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
+
+
+# ---- copies, files
+
+
+def some_logs():
+    rng = np.random.default_rng(0)
+    made = {"empty": am.RecordHistory(), "schema": am.RecordHistory(50, schema={"b": int, "a": float, "n": np.int64})}
+    made["schema"].extend({"b": k, "a": k / 2, "n": np.int64(k)} for k in range(80))
+    for maxlen in (None, 0, 300):
+        made[f"{maxlen}"] = log = am.RecordHistory(maxlen)
+        for k, move in enumerate(moves(900)):
+            log.append(move if k % 3 else f"text {k if k % 2 else k % 50}" if k % 5 else {"k": k})
+        log.extend({"n": n, "": None, "g": np.float32(0.1), "s": "\u00e9"} for n in [5, 2**70, 7])
+        log.extend(rng.bytes(9_000) for _ in range(4))
+    return made
+
+
+WAYS = {
+    "copy": copy.copy, "deepcopy": copy.deepcopy, "buffers": lambda h: type(h).from_buffers(h.header, h.buffers()),
+    **{f"pickle {k}": lambda h, k=k: pickle.loads(pickle.dumps(h, k)) for k in range(pickle.HIGHEST_PROTOCOL + 1)},
+    "json": lambda h: type(h).from_buffers(json.loads(json.dumps(h.header, sort_keys=True)), h.buffers()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", some_logs())
+def test_logs_are_copied_pickled_and_spilled(name, tmp_path):
+    log = some_logs()[name]
+    expected, held = exact(list(log)), log.nbytes
+    assert all(type(found) is np.ndarray and found.ndim == 1 for found in log.buffers().values())
+    assert am.footprint(log).total == held
+    spilled = am.Spill(tmp_path / "spilled").put(log)
+    for again in (*(way(log) for way in WAYS.values()), spilled.get()):
+        assert type(again) is type(log) and exact(list(again)) == expected and again == log
+        assert again.schema == log.schema and again.maxlen == log.maxlen and again.nbytes <= held + 2_000
+        n_tables, more = len(again._tables), list(log)[-7:]
+        again.extend(more)
+        every = expected[1] + exact(more)[1]
+        assert exact(list(again))[1] == every[len(every) - (len(every) if log.maxlen is None else log.maxlen) :]
+        assert len(again._tables) == n_tables and exact(list(log)) == expected
+
+
+@pytest.mark.parametrize("name", some_logs())
+def test_content_that_nobody_made_is_refused_or_read(name):
+    """Of files whose checksum agrees: headers and arrays changed at random. A ValueError at once or when read."""
+    log, rng = some_logs()[name], np.random.default_rng(1)
+    header, buffers = log.header, log.buffers()
+    for _ in range(150):
+        head, arrays = damaged(header, buffers, rng)
+        with contextlib.suppress(ValueError):
+            made = am.RecordHistory.from_buffers(head, arrays)
+            assert len(list(made)) == len(made)
+            made.extend(list(made)[-3:] if made.schema is None else [])
+
+
+def test_texts_that_are_no_records():
+    log = am.RecordHistory()
+    log.extend(["some text", (1, 2), 2**80, np.arange(3)])
+    header, buffers = log.header, log.buffers()
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(1_000):
+        texts = buffers["texts/hot"].copy()
+        texts[rng.integers(len(texts), size=2)] = rng.integers(256, size=2)
+        made = am.RecordHistory.from_buffers(header, buffers | {"texts/hot": texts})
+        try:
+            list(made)
+        except ValueError:
+            refused += 1
+    assert refused > 100
+
+
+def test_schemas_of_what_no_record_holds_are_refused():
+    for schema in ({"a": object}, {1: int}, {"a": "int"}):
+        with pytest.raises(TypeError, match="expected a key, and a type"):
+            am.RecordHistory(schema=schema)

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any, overload
+from contextlib import contextmanager
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from agentmem._core import CoreLanes
+from agentmem._core import CoreCoder, CoreLanes
 from agentmem.codecs import (
     CHANGED,
     MOST_SYMBOLS,
@@ -41,6 +44,8 @@ ENOUGH = 1 << 16       # numbers that a group's coder is made of at most
 COARSE = 64            # blocks between two whose place in the arena is kept
 MOST_STEPS = 32        # in a block of a group
 PLAIN_AGENTS = 128     # of a group that are packed together where an entropy coder does not fit
+
+UNFIT = ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, zlib.error
 
 Frames = NDArray[Any]
 
@@ -101,7 +106,7 @@ class HistoryBuffer:
         self.precision = precision
         if precision is not None:
             floats = np.finfo(self.dtype) if self.dtype.kind == "f" else None
-            if floats is None or not floats.tiny <= precision <= floats.max:
+            if floats is None or not float(floats.tiny) <= precision <= float(floats.max):
                 raise ValueError(f"precision={precision!r} given with {self.dtype}; expected one above 0, for floats")
         frame = self.dtype.itemsize * math.prod(self.shape)
         most = BLOCK_FRAMES if self.maxlen is None else max(8, min(BLOCK_FRAMES, self.maxlen // 4))
@@ -171,6 +176,27 @@ class HistoryBuffer:
         frame = self[0]
         self._forget(1)
         return frame
+
+    def pop(self) -> Any:
+        """Take the newest frame out, and return it."""
+        frame = self[-1]
+        self._cut(len(self) - 1)
+        return frame
+
+    def _cut(self, n: int) -> None:
+        """Let go of all frames but the n oldest."""
+        kept = n + self._gone
+        n_blocks = min(len(self._arena), kept // self._per_block)
+        if self._per_block == 1 and n_blocks:  # changes need a frame behind them
+            n_blocks = min(n_blocks, kept - 1)
+        if n_blocks < len(self._arena):
+            recent = self._span(n_blocks * self._per_block - self._gone, n)
+            self._sealed -= (len(self._arena) - n_blocks) * self._per_block
+            self._arena.cut(n_blocks)
+            self._hot, self._n_hot = self._hot[:0], 0
+            self._make_room(recent, len(recent))
+            self._hot[: len(recent)] = recent
+        self._n_hot = kept - n_blocks * self._per_block
 
     def _let_go(self) -> None:
         """Count the oldest frames out where there are more than `maxlen`."""
@@ -304,6 +330,72 @@ class HistoryBuffer:
             raise ValueError("a history becomes an ndarray only by a copy; copy=False given")
         return self[:] if dtype is None else self[:].astype(dtype, copy=False)
 
+    # ---- one protocol: a header and named arrays
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What `from_buffers` needs beside the buffers; JSON can hold it."""
+        alphabet = self._alphabet
+        return {
+            "maxlen": self.maxlen, "dtype": _described(self.dtype), "shape": list(self.shape),
+            "precision": None if self.precision is None else float(self.precision), "per_block": self._per_block,
+            "sealed": self._sealed, "train_at": self._train_at, "changes": self._changes, "gone": self._gone,
+            "n_hot": self._n_hot, "width": self._hot.dtype.itemsize,
+            "alphabet": None if alphabet is None else [alphabet.lowest, alphabet.highest],
+        }  # fmt: skip
+
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """The content as named 1-D arrays, compressed as it lies; some are views. O(blocks)."""
+        table = b"" if self._alphabet is None else self._alphabet.table
+        found = {"hot": _bytes_of(self._hot[: self._n_hot]), "table": np.frombuffer(table, np.uint8)}
+        return found | self._arena.buffers()
+
+    @classmethod
+    def from_buffers(cls, header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> Self:
+        """The history that `header` and `buffers` were taken from; copies. O(bytes), no block is decoded.
+
+        Raises ValueError for what no history can be; reading raises it for a block that `codecs` cannot have made.
+        """
+        with damaged("history"):
+            made = cls.__new__(cls)
+            made._restore(header, buffers)
+            return made
+
+    def _restore(self, header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> None:
+        dtype, precision = _dtype_of(header["dtype"]), header["precision"]
+        HistoryBuffer.__init__(self, header["maxlen"], dtype=dtype, shape=tuple(header["shape"]), precision=precision)
+        cells = math.prod(self.shape)
+        frame, alphabet = dtype.itemsize * cells, header["alphabet"]
+        per = self._per_block = within(header["per_block"], 1, BLOCK_FRAMES)
+        if per > 1 and per * frame > BLOCK_BYTES:
+            raise ValueError(f"blocks of {per} frames of {frame} bytes")
+        self._arena = Arena.from_buffers(buffers)
+        self._arena.check(codecs=CHANGED + (per == 1))
+        n_blocks = len(self._arena)
+        self._n_hot = within(header["n_hot"], int(per == 1 and n_blocks > 0), per)
+        self._gone = within(header["gone"], 0, per - 1 if n_blocks else self._n_hot)
+        within(len(self), 0, len(self) if self.maxlen is None else self.maxlen)
+        kind, width = dtype, within(header["width"], 1, dtype.itemsize)
+        if width < dtype.itemsize:
+            kind = np.dtype(f"{dtype.kind}{width}")
+            if dtype.kind not in "iu":
+                raise ValueError(f"frames of {dtype} in {width} bytes")
+        if buffers["hot"].size != self._n_hot * cells * width:
+            raise ValueError(f"{buffers['hot'].size} bytes of {self._n_hot} recent frames")
+        self._hot = _array_of(buffers["hot"], kind).reshape(self._n_hot, *self.shape)
+        self._sealed = within(header["sealed"], n_blocks * per)
+        self._train_at, self._changes = within(header["train_at"], 0), within(header["changes"], 0)
+        if alphabet is not None:
+            lowest, highest = map(operator.index, alphabet)
+            within(highest - lowest, 0, MOST_SYMBOLS - 1)
+            if dtype.kind not in "iub":
+                raise ValueError(f"a coder of {dtype}")
+            self._alphabet = Alphabet(lowest, highest, _array_of(buffers["table"], np.dtype(np.uint8)).tobytes())
+            assert self._alphabet.coder.n_symbols == highest - lowest + 1  # or it raises
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self).from_buffers, (self.header, self.buffers())
+
     # ---- what it takes
 
     @property
@@ -375,9 +467,7 @@ class HistoryGroup:
         given = np.asarray(row)
         if given.shape != (self.n_agents,):
             raise ValueError(f"row of shape {given.shape} given; expected ({self.n_agents},)")
-        given = _checked(given, self.dtype)
-        kind = _narrowest(int(given.min()), int(given.max()), self.dtype) if self.dtype.kind in "iu" else self.dtype
-        row = given.astype(kind)
+        row = self._narrow(_checked(given, self.dtype))
         if len(self._hot) == self._steps:
             self._seal(np.array(self._hot), row)
             self._hot = []
@@ -389,6 +479,11 @@ class HistoryGroup:
             if not self._parts[0].n_blocks:
                 del self._parts[0]
             self._gone -= self._steps
+
+    def _narrow(self, row: Frames) -> Frames:
+        """A copy, integers in as few bytes as they need."""
+        integers = self.dtype.kind in "iu"
+        return row.astype(_narrowest(int(row.min()), int(row.max()), self.dtype) if integers else self.dtype)
 
     def _seal(self, rows: Frames, after: Frames) -> None:
         """Make a block of these rows, which the row `after` follows."""
@@ -448,10 +543,57 @@ class HistoryGroup:
             at += 1
         return out[self._gone :]
 
+    # ---- one protocol: a header and named arrays
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What `from_buffers` needs beside the buffers; JSON can hold it."""
+        return {
+            "n_agents": self.n_agents, "maxlen": self.maxlen, "dtype": self.dtype.str, "gone": self._gone,
+            "hot": self._hot_rows().dtype.str, "parts": [part.header for part in self._parts],
+        }  # fmt: skip
+
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """The content as named 1-D arrays: blocks coded anew, in one piece for all agents. O(numbers)."""
+        found = {"hot": _bytes_of(self._hot_rows())}
+        for k, part in enumerate(self._parts):
+            found |= {f"{name}.{k}": made for name, made in part.buffers(self._hot[0]).items()}
+        return found
+
+    def _hot_rows(self) -> Frames:
+        return np.array(self._hot) if self._hot else np.empty((0, self.n_agents), self.dtype)
+
+    @classmethod
+    def from_buffers(cls, header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> Self:
+        """The group that `header` and `buffers` were taken from. O(numbers); ValueError for what no group can be."""
+        with damaged("history group"):
+            made = cls.__new__(cls)
+            made._restore(header, buffers)
+            return made
+
+    def _restore(self, header: dict[str, Any], buffers: dict[str, NDArray[Any]]) -> None:
+        HistoryGroup.__init__(self, header["n_agents"], header["maxlen"], dtype=np.dtype(header["dtype"]))
+        rows = _array_of(buffers["hot"], _same_kind(header["hot"], self.dtype)).reshape(-1, self.n_agents)
+        within(len(rows), int(bool(header["parts"])), self._steps)
+        self._hot = [self._narrow(row) for row in _checked(rows, self.dtype)]
+        shape = self._steps, self.n_agents
+        for k, head in enumerate(header["parts"]):
+            arrays = {name.removesuffix(f".{k}"): made for name, made in buffers.items() if name.endswith(f".{k}")}
+            if head.keys() == {"dtype"}:
+                self._parts.append(_Plain.from_buffers(shape, _same_kind(head["dtype"], self.dtype), arrays))
+                continue
+            hot = self._hot[0] if k == len(header["parts"]) - 1 else None
+            self._parts.append(_Coded.from_buffers(shape, head, arrays, hot))
+        self._gone = within(header["gone"], 0, self._steps - 1 if self._parts else len(rows))
+        within(len(self), 0, len(self) if self.maxlen is None else self.maxlen)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self).from_buffers, (self.header, self.buffers())
+
     @property
     def nbytes(self) -> int:
         """All bytes held, every object counted."""
-        return footprint(self).total
+        return footprint((self,)).total - sys.getsizeof((self,))  # by itself, it would be asked for its buffers
 
     def __repr__(self) -> str:
         steps = f"{len(self)} of {'any number of' if self.maxlen is None else self.maxlen} steps"
@@ -466,14 +608,18 @@ class _Coded:
     def __init__(self, rows: Frames, after: Frames, lowest: int, highest: int) -> None:
         """For rows like these. Empty as yet."""
         self.lowest, self.highest = lowest, highest
-        coder = coder_of(self.symbols_of(rows)[::-1], self.symbols_of(after), highest - lowest + 1)  # back in time
-        self.lanes = CoreLanes(coder, rows.shape[1], 24 if len(rows) <= 8 else 16, len(rows))
+        coder = coder_of(self.symbols_of(rows)[::-1], self.symbols_of(after), self.n_symbols)  # back in time
+        self.lanes = _lanes_of(coder, rows.shape)
         self.learnt = rows.size                      # numbers that the coder is made of
         self.after: NDArray[np.uint8] | None = None  # the symbols behind the newest block, where another part follows
 
     @property
     def n_blocks(self) -> int:
         return self.lanes.n_blocks
+
+    @property
+    def n_symbols(self) -> int:
+        return max(2, self.highest - self.lowest + 1)  # of one, a stream of no bytes would hold any number
 
     def symbols_of(self, numbers: Frames) -> NDArray[np.uint8]:
         return symbols_of(numbers, self.lowest)
@@ -497,6 +643,47 @@ class _Coded:
         symbols = self.lanes.read(first, last, after)
         return numbers_of(symbols, self.lowest, np.dtype(np.uint64)) if self.lowest else symbols
 
+    @property
+    def header(self) -> dict[str, Any]:
+        return {"lowest": self.lowest, "highest": self.highest, "learnt": self.learnt}
+
+    def buffers(self, hot: Frames) -> dict[str, NDArray[Any]]:
+        """A stream for each block, of all agents."""
+        after = self.symbols_of(hot) if self.after is None else self.after
+        rows = np.concatenate([self.lanes.read(0, self.lanes.n_lanes, after), after[np.newaxis]])
+        arena, steps, coder = Arena(), self.lanes.steps, self.lanes.coder
+        for first in range(0, len(rows) - 1, steps):
+            arena.append(coder.encode(rows[first : first + steps][::-1], rows[first + steps]))
+        known = {} if self.after is None else {"after": self.after}
+        return arena.buffers() | {"table": _bytes_of(coder.table)} | known
+
+    @classmethod
+    def from_buffers(
+        cls, shape: tuple[int, int], header: dict[str, Any], buffers: dict[str, NDArray[Any]], hot: Frames | None
+    ) -> _Coded:
+        """`hot` follows the newest block, where no other part does."""
+        made = cls.__new__(cls)
+        made.lowest, made.highest = operator.index(header["lowest"]), operator.index(header["highest"])
+        within(made.highest - made.lowest, 0, MOST_SYMBOLS - 1)
+        n, made.learnt, made.after = made.n_symbols, within(header["learnt"], 0), None
+        coder = CoreCoder.from_table(_array_of(buffers["table"], np.dtype(np.uint16)).reshape(n, n))
+        made.lanes = _lanes_of(coder, shape)
+        if hot is not None:
+            within(int(hot.min()) - made.lowest, 0)
+            within(made.highest - int(hot.max()), 0)
+            after = made.symbols_of(hot)
+        else:
+            after = made.after = _array_of(buffers["after"], np.dtype(np.uint8))
+        arena, blocks = Arena.from_buffers(buffers), []
+        within(len(arena), 1)
+        for k in range(len(arena) - 1, -1, -1):
+            rows = coder.decode(arena[k], after, shape[0])[::-1]
+            blocks.append((rows, after))
+            after = rows[0]
+        for rows, after in reversed(blocks):
+            made.lanes.seal(rows, after)
+        return made
+
 
 class _Plain:
     """A block of rows of any numbers, packed for some agents at a time."""
@@ -509,6 +696,24 @@ class _Plain:
         for first in range(0, self.shape[1], PLAIN_AGENTS):
             self.arena.append(pack(np.ascontiguousarray(rows[:, first : first + PLAIN_AGENTS].T).ravel()))
 
+    @property
+    def header(self) -> dict[str, Any]:
+        return {"dtype": self.dtype.str}
+
+    def buffers(self, hot: Frames) -> dict[str, NDArray[Any]]:
+        return self.arena.buffers()
+
+    @classmethod
+    def from_buffers(
+        cls, shape: tuple[int, int], dtype: np.dtype[Any], buffers: dict[str, NDArray[Any]]
+    ) -> _Plain:
+        made = cls.__new__(cls)
+        made.shape, made.dtype, made.n_blocks = shape, dtype, 1
+        made.arena = Arena.from_buffers(buffers)
+        made.arena.check(codecs=CHANGED)
+        within(len(made.arena), n := -(-shape[1] // PLAIN_AGENTS), n)
+        return made
+
     def drop(self) -> None:
         self.n_blocks = 0
 
@@ -519,6 +724,11 @@ class _Plain:
             parts.append(unpack(self.arena[k], agents * self.shape[0], self.dtype, None).reshape(agents, -1))
         begin = first // PLAIN_AGENTS * PLAIN_AGENTS
         return np.concatenate(parts)[first - begin : last - begin].T
+
+
+def _lanes_of(coder: CoreCoder, shape: tuple[int, ...]) -> CoreLanes:
+    """For blocks of (steps, agents)."""
+    return CoreLanes(coder, shape[1], 24 if shape[0] <= 8 else 16, shape[0])
 
 
 class Arena:
@@ -538,7 +748,7 @@ class Arena:
 
     def __getitem__(self, k: int) -> memoryview:
         k += self._first
-        start = self._starts[k // COARSE] + sum(self._lengths[k - k % COARSE : k])
+        start = self._start(k)
         return self._data.data[start : start + self._lengths[k]]
 
     def append(self, data: bytes) -> None:
@@ -555,18 +765,121 @@ class Arena:
         self._lengths.append(len(data))
         self._used = end
 
+    def _start(self, k: int) -> int:
+        """Where a block begins, gone ones counted; the end, behind the last."""
+        if k == len(self._lengths):
+            return self._used
+        return self._starts[k // COARSE] + sum(self._lengths[k - k % COARSE : k])
+
+    def cut(self, n: int) -> None:
+        """Keep the n oldest blocks."""
+        k = n + self._first
+        self._used = self._start(k)
+        del self._lengths[k:]
+        del self._starts[-(-k // COARSE) :]
+        self._data = self._data[: self._used].copy()
+
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """The bytes as a view; lengths as a copy, as an array that is looked at cannot grow."""
+        return {
+            "data": self._data[self._start(self._first) : self._used],
+            "lengths": np.array(self._lengths[self._first :], np.uint64),
+        }
+
+    @classmethod
+    def from_buffers(cls, buffers: dict[str, NDArray[Any]]) -> Arena:
+        made, lengths = cls(), buffers["lengths"]
+        made._data = _array_of(buffers["data"], np.dtype(np.uint8))
+        made._used = len(made._data)
+        if lengths.dtype != np.uint64 or lengths.ndim != 1 or len(lengths) > made._used:
+            raise ValueError(f"lengths {lengths.dtype} {lengths.shape} of blocks in {made._used} bytes")
+        if len(lengths) and not 0 < int(lengths.min()) <= int(lengths.max()) <= made._used:
+            raise ValueError(f"blocks of {lengths.min()} to {lengths.max()} bytes in {made._used}")
+        if int(lengths.sum()) != made._used:
+            raise ValueError(f"blocks of {lengths.sum()} bytes in {made._used}")
+        made._lengths = array("H" if int(lengths.max(initial=0)) <= 0xFFFF else "Q", lengths.tolist())
+        made._place()
+        return made
+
+    def check(self, codecs: int) -> None:
+        """ValueError unless all blocks begin with one of so many codecs."""
+        lengths = np.array(self._lengths, np.int64)
+        if len(lengths) and (worst := int(self._data[np.cumsum(lengths) - lengths].max())) >= codecs:
+            raise ValueError(f"a block by codec {worst} of {codecs}")
+
+    def _place(self) -> None:
+        places = np.cumsum([0, *self._lengths])[:-1]
+        self._starts = array("Q", places[::COARSE].tolist())
+
     def drop(self) -> None:
         """Forget the oldest block. Its bytes go with those of others, before they are a quarter of all."""
         self._first += 1
         k, n = self._first, len(self._lengths)
-        start = self._used if k == n else self._starts[k // COARSE] + sum(self._lengths[k - k % COARSE : k])
+        start = self._start(k)
         if k == n or start * 4 > self._used:
             self._data = self._data[start : self._used].copy()
             self._used -= start
             del self._lengths[:k]
-            places = np.cumsum([0, *self._lengths])[:-1]
-            self._starts = array("Q", places[::COARSE].tolist())
+            self._place()
             self._first = 0
+
+
+@contextmanager
+def damaged(what: str) -> Iterator[None]:
+    """ValueError for whatever goes wrong with a header and buffers that nobody can have made."""
+    try:
+        yield
+    except UNFIT as error:
+        raise ValueError(f"no {what}: {type(error).__name__}: {error}") from error
+
+
+def within(number: Any, lowest: int, highest: int | None = None) -> int:
+    """The int, if it lies between these, the ends included."""
+    n = operator.index(number)
+    if n < lowest or (highest is not None and n > highest):
+        raise ValueError(f"{n} given; expected {lowest} to {'any' if highest is None else highest}")
+    return n
+
+
+def _described(dtype: np.dtype[Any]) -> Any:
+    """For `_dtype_of`, as JSON has it."""
+    if dtype.subdtype is not None:
+        return [_described(dtype.subdtype[0]), list(dtype.subdtype[1])]
+    if dtype.fields is None or dtype.names is None:
+        return dtype.str
+    formats = [_described(dtype.fields[name][0]) for name in dtype.names]
+    offsets = [dtype.fields[name][1] for name in dtype.names]
+    return {"names": list(dtype.names), "formats": formats, "offsets": offsets, "itemsize": dtype.itemsize}
+
+
+def _dtype_of(found: Any) -> np.dtype[Any]:
+    if isinstance(found, dict):
+        return np.dtype(found | {"formats": [_dtype_of(part) for part in found["formats"]]})  # type: ignore[call-overload, no-any-return]
+    if isinstance(found, list):
+        kind, shape = found
+        return np.dtype((_dtype_of(kind), tuple(map(operator.index, shape))))
+    if not isinstance(found, str):
+        raise ValueError(f"dtype {found!r} given")
+    return np.dtype(found)
+
+
+def _same_kind(found: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """This dtype, or of integers a smaller one."""
+    kind = np.dtype(found)
+    if kind != dtype and not (kind.kind == dtype.kind and kind.kind in "iu" and kind.itemsize < dtype.itemsize):
+        raise ValueError(f"numbers of {kind} among those of {dtype}")
+    return kind
+
+
+def _bytes_of(frames: Frames) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(frames).reshape(-1).view(np.uint8)
+
+
+def _array_of(given: NDArray[Any], dtype: np.dtype[Any]) -> Frames:
+    """What `_bytes_of` was given, as a copy."""
+    if given.dtype != np.uint8 or given.ndim != 1:
+        raise ValueError(f"{given.dtype} {given.shape} given; expected bytes")
+    return np.frombuffer(given.tobytes(), dtype).copy()
 
 
 def _narrowest(lowest: int, highest: int, dtype: np.dtype[Any]) -> np.dtype[Any]:

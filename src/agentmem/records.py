@@ -13,12 +13,13 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentmem.footprint import footprint
-from agentmem.history import Arena, HistoryBuffer
+from agentmem.history import Arena, HistoryBuffer, damaged, within
 
 RECENT = 64           # distinct texts that a new one is compared with
 TEXTS = 256           # texts that are deflated together at most
@@ -28,6 +29,12 @@ MOST_TABLES = 255     # shapes of dicts with columns of their own
 TUPLE, INTEGER, NUMPY = 1, 2, 3  # msgpack's extension types
 
 COLUMNS: dict[type, Any] = {bool: np.bool_, int: np.int64, float: np.float64}
+PLAIN = type(None), bool, int, float, str, bytes, list, tuple, dict, np.ndarray
+KINDS: dict[str, type] = {kind.__name__: kind for kind in PLAIN}
+KINDS |= {char: np.dtype(char).type for char in np.typecodes["All"] if char not in "SUVOMm"}
+NAMES = {kind: name for name, kind in KINDS.items()}
+
+Buffers = dict[str, NDArray[Any]]
 
 
 class RecordHistory:
@@ -72,6 +79,9 @@ class RecordHistory:
         if self.maxlen is not None and self.maxlen < 0:
             raise ValueError(f"maxlen={maxlen} given; expected at least 0, or None")
         self.schema = None if schema is None else dict(schema)
+        for key, kind in (self.schema or {}).items():
+            if type(key) is not str or kind not in NAMES:
+                raise TypeError(f"{key!r}: {kind!r} given; expected a key, and a type of what records hold")
         self._forms = _numbers(np.uint8)   # 0: a text, k: of the table k - 1
         self._places = _numbers(np.int64)  # which text or row
         self._texts = _Texts()
@@ -170,6 +180,63 @@ class RecordHistory:
 
     __hash__ = None  # type: ignore[assignment]
 
+    # ---- one protocol: a header and named arrays
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What `from_buffers` needs beside the buffers; JSON can hold it."""
+        schema = None if self.schema is None else [[key, NAMES[kind]] for key, kind in self.schema.items()]
+        shapes: list[list[list[Any]]] = [[] for _ in self._tables]
+        for shape, k in self._shapes.items():
+            shapes[k - 1] = [[key, NAMES.get(kind, "")] for key, kind in shape]
+        return {
+            "maxlen": self.maxlen, "schema": schema, "shapes": shapes,
+            "tables": [table.header for table in self._tables], "forms": self._forms.header,
+            "places": self._places.header, "texts": self._texts.header,
+        }  # fmt: skip
+
+    def buffers(self) -> Buffers:
+        """The content as named 1-D arrays, compressed as it lies; some are views. O(blocks)."""
+        parts = {"forms": self._forms, "places": self._places, "texts": self._texts}
+        tables = {str(k): table for k, table in enumerate(self._tables)}
+        return _joined(parts) | _joined(tables)
+
+    @classmethod
+    def from_buffers(cls, header: dict[str, Any], buffers: Buffers) -> Self:
+        """The log that `header` and `buffers` were taken from; copies. O(bytes + records), no text is decoded.
+
+        Raises ValueError for what no log can be; reading raises it for texts that no record can have become.
+        """
+        with damaged("log"):
+            made = cls.__new__(cls)
+            made._restore(header, _split(buffers))
+            return made
+
+    def _restore(self, header: dict[str, Any], parts: dict[str, Buffers]) -> None:
+        schema = header["schema"]
+        schema = None if schema is None else {key: KINDS[kind] for key, kind in schema}
+        RecordHistory.__init__(self, header["maxlen"], schema=schema)
+        self._forms = _numbers_from(np.uint8, header["forms"], parts["forms"])
+        self._places = _numbers_from(np.int64, header["places"], parts["places"])
+        self._texts = _Texts.from_buffers(header["texts"], parts["texts"])
+        for k, (head, shape) in enumerate(zip(header["tables"], header["shapes"], strict=True)):
+            self._tables.append(_Table.from_buffers(head, _split(parts[str(k)])))
+            known = tuple((key, KINDS.get(kind)) for key, kind in shape)
+            if known and [key for key, _ in known] != self._tables[-1]._keys:
+                raise ValueError(f"keys {known} of a table of {self._tables[-1]._keys}")
+            self._shapes[known] = k + 1
+        within(len(self._tables), 0, MOST_TABLES)
+        within(len(self), len(self._places), len(self._places) if self.maxlen is None else self.maxlen)
+        forms, places = self._forms[:], self._places[:]
+        within(int(forms.max(initial=0)), 0, len(self._tables))
+        self._texts.check(places[forms == 0])
+        for k, table in enumerate(self._tables, 1):
+            if not np.array_equal(places[forms == k], np.arange(table._first, table._n)):
+                raise ValueError("records of other rows than there are")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self).from_buffers, (self.header, self.buffers())
+
     @property
     def nbytes(self) -> int:
         """All bytes held, every object counted."""
@@ -186,6 +253,27 @@ def _numbers(dtype: Any) -> HistoryBuffer:
     return column
 
 
+def _numbers_from(dtype: Any, header: dict[str, Any], buffers: Buffers) -> HistoryBuffer:
+    column = HistoryBuffer.from_buffers(header, buffers)
+    if (column.dtype, column.shape, column.maxlen, column.precision) != (dtype, (), None, None):
+        raise ValueError(f"a column {column!r}; expected one of {np.dtype(dtype)}")
+    return column
+
+
+def _joined(parts: Mapping[str, Any]) -> Buffers:
+    """The arrays of several parts under names of their own."""
+    return {f"{part}/{name}": found for part in parts for name, found in parts[part].buffers().items()}
+
+
+def _split(buffers: Buffers) -> dict[str, Buffers]:
+    """The arrays of each part that `_joined` put together."""
+    parts: dict[str, Buffers] = {}
+    for key, found in buffers.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = found
+    return parts
+
+
 class _Table:
     """Dicts with the same keys in the same order, and values of the same types: a column for each key."""
 
@@ -197,6 +285,31 @@ class _Table:
             _numbers(COLUMNS[kind]) if kind in COLUMNS else _Column() for _, kind in shape
         ]
         self._first = self._n = 0  # rows that are gone, rows ever
+
+    @property
+    def header(self) -> dict[str, Any]:
+        columns = [column.header for column in self._columns]
+        return {"keys": self._keys, "columns": columns, "first": self._first, "n": self._n}
+
+    def buffers(self) -> Buffers:
+        return _joined({str(k): column for k, column in enumerate(self._columns)})
+
+    @classmethod
+    def from_buffers(cls, header: dict[str, Any], parts: dict[str, Buffers]) -> _Table:
+        made = cls([])
+        made._keys, heads = header["keys"], header["columns"]
+        if not heads or not len({key for key in made._keys if type(key) is str}) == len(made._keys) == len(heads):
+            raise ValueError(f"{len(heads)} columns for the keys {made._keys}")
+        made._first, made._n = within(header["first"], 0), within(header["n"], header["first"])
+        for k, head in enumerate(heads):
+            if "texts" in head:
+                column: HistoryBuffer | _Column = _Column.from_buffers(head, _split(parts[str(k)]))
+            else:
+                dtype = {np.dtype(kind).str: kind for kind in COLUMNS.values()}[head["dtype"]]
+                column = _numbers_from(dtype, head, parts[str(k)])
+            within(len(column), n := made._n - made._first, n)
+            made._columns.append(column)
+        return made
 
     def append(self, record: dict[str, Any]) -> int:
         """The place of a new row."""
@@ -246,6 +359,24 @@ class _Column:
             column.append(encoded(int(number)))
         return column
 
+    @property
+    def header(self) -> dict[str, Any]:
+        return {"places": self._places.header, "texts": self._texts.header}
+
+    def buffers(self) -> Buffers:
+        return _joined({"places": self._places, "texts": self._texts})
+
+    @classmethod
+    def from_buffers(cls, header: dict[str, Any], parts: dict[str, Buffers]) -> _Column:
+        made = cls()
+        made._places = _numbers_from(np.int64, header["places"], parts["places"])
+        made._texts = _Texts.from_buffers(header["texts"], parts["texts"])
+        made._texts.check(made._places[:])
+        return made
+
+    def __len__(self) -> int:
+        return len(self._places)
+
     def append(self, text: bytes) -> None:
         self._places.append(self._texts.append(text))
 
@@ -274,7 +405,7 @@ class _Texts:
 
     def append(self, text: bytes) -> int:
         """Its number."""
-        digest = blake2b(text, digest_size=16).digest()
+        digest = _digest(text)
         known = self._recent.get(digest)
         if known is not None:
             return known
@@ -307,16 +438,69 @@ class _Texts:
             yield texts[number - self._firsts[k]]
 
     def _unpacked(self, k: int) -> list[bytes]:
-        data = zlib.decompress(self._blocks[k])
-        n = int.from_bytes(data[:4], "little")
-        ends = (4 * n + 4 + np.cumsum(np.frombuffer(data, "<u4", n, 4), dtype=np.int64)).tolist()
-        return [data[begin:end] for begin, end in zip([4 * n + 4, *ends[:-1]], ends, strict=True)]
+        n = (self._firsts[k + 1] if k + 1 < len(self._firsts) else self._first) - self._firsts[k]
+        unpacker, head = zlib.decompressobj(), 4 * n + 4
+        with damaged("texts"):
+            data = unpacker.decompress(self._blocks[k], head)
+            lengths = np.frombuffer(data, "<u4", n + 1)
+            ends = np.cumsum(lengths[1:], dtype=np.int64).tolist()
+            data = unpacker.decompress(unpacker.unconsumed_tail, ends[-1] + 1)
+            if lengths[0] != n or len(data) != ends[-1] or not unpacker.eof or unpacker.unused_data:
+                raise ValueError(f"texts of {len(data)} bytes; expected {n} of {ends[-1]}")
+        return [data[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+    @property
+    def header(self) -> dict[str, Any]:
+        return {"first": self._first}
+
+    def buffers(self) -> Buffers:
+        return self._blocks.buffers() | {
+            "firsts": np.array(self._firsts, np.int64),
+            "hot": np.frombuffer(b"".join(self._hot), np.uint8),
+            "hot_lengths": np.array(list(map(len, self._hot)), np.int64),
+        }
+
+    @classmethod
+    def from_buffers(cls, header: dict[str, Any], buffers: Buffers) -> _Texts:
+        made, firsts, lengths = cls(), buffers["firsts"], buffers["hot_lengths"]
+        made._blocks, made._first = Arena.from_buffers(buffers), within(header["first"], 0, 2**62)
+        if firsts.dtype != np.int64 or len(firsts) != len(made._blocks) or int(firsts.min(initial=0)) < 0:
+            raise ValueError(f"{firsts.dtype} {firsts.shape} for {len(made._blocks)} blocks")
+        in_block = np.diff(firsts, append=made._first)
+        if len(firsts) and not 0 < int(in_block.min()) <= int(in_block.max()) <= TEXTS:
+            raise ValueError(f"{in_block.min()} to {in_block.max()} texts in a block")
+        data = buffers["hot"].tobytes()
+        made._n = len(data)
+        within(len(lengths), 0, TEXTS - 1)
+        if lengths.dtype != np.int64 or int(lengths.min(initial=0)) < 0 or sum(lengths.tolist()) != made._n:
+            raise ValueError(f"{len(lengths)} {lengths.dtype} lengths of texts of {made._n} bytes")
+        made._firsts = array("q", firsts.tolist())
+        ends = np.cumsum(lengths).tolist()
+        made._hot = [data[end - n : end] for end, n in zip(ends, lengths.tolist(), strict=True)]
+        end = made._first + len(lengths)
+        recent = np.arange(max(made._oldest, end - RECENT), end)
+        made._recent = {_digest(text): number for text, number in zip(made.get(recent), recent.tolist(), strict=True)}
+        return made
+
+    @property
+    def _oldest(self) -> int:
+        return self._firsts[0] if len(self._firsts) else self._first
+
+    def check(self, numbers: NDArray[Any]) -> None:
+        """ValueError unless there are texts of all these numbers."""
+        if len(numbers):
+            within(int(numbers.min()), self._oldest)
+            within(int(numbers.max()), 0, self._first + len(self._hot) - 1)
 
     def forget_before(self, number: int) -> None:
         """Let blocks go of which all texts have lower numbers."""
         while len(self._firsts) and (self._firsts[1] if len(self._firsts) > 1 else self._first) <= number:
             self._blocks.drop()
             del self._firsts[0]
+
+
+def _digest(text: bytes) -> bytes:
+    return blake2b(text, digest_size=16).digest()
 
 
 # ---- one record as bytes
@@ -338,7 +522,8 @@ def encoded(record: Any, key: str | None = None) -> bytes:
 def decoded(data: bytes) -> Any:
     import msgpack
 
-    return msgpack.unpackb(data, ext_hook=_restored, strict_map_key=False, use_list=True)
+    with damaged("record"):
+        return msgpack.unpackb(data, ext_hook=_restored, strict_map_key=False, use_list=True)
 
 
 def _extended(value: Any) -> Any:
