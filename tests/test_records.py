@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import pickle
+from collections.abc import MutableSequence
 
 import msgpack
 import numpy as np
@@ -183,15 +184,30 @@ def test_positions_beyond_are_refused():
         am.RecordHistory(-1)
 
 
+REFUSED = {1, 2}
+SLICES = st.builds(slice, *[st.none() | st.integers(-60, 60)] * 2, st.sampled_from([None, 1, 2, 7, -1, -3]))
+
+
 class BesideAList(RuleBasedStateMachine):
-    @initialize(maxlen=st.sampled_from([None, 0, 1, 5, 40]))
+    @initialize(maxlen=st.sampled_from([None, None, 0, 1, 5, 40, 300]))
     def begin(self, maxlen):
         self.log, self.expected, self.maxlen = am.RecordHistory(maxlen), [], maxlen
 
+    def both(self, change):
+        """The same outcome, exception or not."""
+        outcomes = []
+        for records in (self.log, self.expected):
+            try:
+                outcomes.append(exact(change(records)))
+            except (IndexError, TypeError, ValueError) as error:
+                outcomes.append(type(error))
+        assert outcomes[0] == outcomes[1]
+        if self.maxlen is not None:
+            del self.expected[: max(0, len(self.expected) - self.maxlen)]
+
     @rule(records=st.lists(RECORDS, max_size=6))
     def extend(self, records):
-        self.log.extend(records)
-        self.keep(records)
+        self.both(lambda log: log.extend(records))
 
     @rule(n=st.integers(0, 300), shape=st.integers(0, 3))
     def many(self, n, shape):
@@ -199,28 +215,105 @@ class BesideAList(RuleBasedStateMachine):
             ({"k": k, "s": str(k % 9), "f": k / 4}, {"k": float(k)}, f"{k % 100}", {"deep": {"k": k}})[shape]
             for k in range(n)
         ]
-        self.log.extend(records)
-        self.keep(records)
+        self.both(lambda log: log.extend(records))
 
-    @rule()
-    def refuse(self):
-        with contextlib.suppress(TypeError):
-            self.log.append({"k": 1, "s": object(), "f": 0.5})
-            raise AssertionError
+    @rule(i=st.integers(-400, 400), record=RECORDS)
+    def change_one(self, i, record):
+        self.both(lambda log: log.__setitem__(i, record))
 
-    def keep(self, records):
-        self.expected += records
-        if self.maxlen is not None:
-            del self.expected[: max(0, len(self.expected) - self.maxlen)]
+    @rule(i=st.integers(-400, 400), record=RECORDS)
+    def insert(self, i, record):
+        self.both(lambda log: log.insert(i, record))
+
+    @rule(which=SLICES, records=st.lists(RECORDS, max_size=4))
+    def change_some(self, which, records):
+        self.both(lambda log: log.__setitem__(which, records))
+
+    @rule(which=SLICES | st.integers(-400, 400) | st.sampled_from([0, -1]))
+    def delete(self, which):
+        self.both(lambda log: log.__delitem__(which))
+
+    @rule(n=st.integers(0, 400))
+    def delete_the_oldest(self, n):
+        self.both(lambda log: log.__delitem__(slice(n)))
+
+    @rule(i=st.none() | st.sampled_from([0, -1, 3, 900]), n=st.integers(1, 30))
+    def pop(self, i, n):
+        for _ in range(n):
+            self.both(lambda log: log.pop() if i is None else log.pop(i))
+
+    @rule(i=st.integers(-5, 400), bounds=st.lists(st.integers(-9, 400), max_size=2))
+    def find(self, i, bounds):
+        record = self.expected[i] if -len(self.expected) <= i < len(self.expected) else "nowhere"
+        if "nan" not in str(record):  # which is found in a list where it is the same object
+            self.both(lambda log: log.index(record, *bounds))
+            self.both(lambda log: (log.count(record), record in log))
+            self.both(lambda log: log.remove(record) if len(bounds) == 1 else None)
+
+    @rule(key=st.sampled_from([str, lambda record: len(str(record))]), reverse=st.booleans())
+    def sort(self, key, reverse):
+        self.both(lambda log: log.sort(key=key, reverse=reverse))
+
+    @rule(what=st.sampled_from(["reverse", "clear", "add", "iadd", "copy", "twice"]))
+    def whole(self, what):
+        more = [1.0, {"k": 3}]
+        if what in ("reverse", "clear"):
+            self.both(lambda log: getattr(log, what)())
+        elif what == "add":
+            assert exact(more + self.log) == exact(more + self.expected)
+            added = self.log + more
+            assert self.maxlen is not None or exact(list(added)) == exact(self.expected + more)
+        elif what == "copy":
+            self.log = self.log.copy()
+        elif what == "iadd":
+            self.log += more
+            self.both(lambda log: None if log is self.log else log.extend(more))
+        elif len(self.expected) < 1_000:
+            self.both(lambda log: log.extend(log))
+
+    @rule(k=st.integers(0, 3), i=st.integers(-50, 50), way=st.sampled_from("append extend insert slice set".split()))
+    def refuse(self, k, i, way):
+        with pytest.raises((TypeError, IndexError)):
+            if way == "append":
+                self.log.append({"k": 1, "s": object(), "f": 0.5})
+            elif way == "extend":
+                self.log.extend([1, "a", {"k": k}, REFUSED, "never"])
+            elif way == "insert":
+                self.log.insert(i, REFUSED)
+            elif way == "slice":
+                self.log[i : i + 3] = ["a", REFUSED]
+            else:
+                self.log[i] = REFUSED
 
     @invariant()
     def equal(self):
         if hasattr(self, "log"):
-            assert exact(list(self.log)) == exact(self.expected)
+            assert exact(list(self.log)) == exact(self.expected) and len(self.log) == len(self.expected)
+            assert exact(list(reversed(self.log))) == exact(self.expected[::-1])
 
 
 TestBesideAList = BesideAList.TestCase
-TestBesideAList.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
+TestBesideAList.settings = settings(max_examples=60, stateful_step_count=12, deadline=None)
+
+
+def test_a_log_is_a_sequence_and_holds_no_texts_that_went():
+    log, expected = am.RecordHistory(), []
+    assert isinstance(log, MutableSequence)
+    for k in range(3_000):  # each step is tried first, and taken back
+        log.append(f"tried {k} " * 20)
+        assert log.pop() == f"tried {k} " * 20
+        log.append(f"done {k % 7}")
+        expected.append(f"done {k % 7}")
+    assert log == expected and log.nbytes < 40_000
+    for left, right in ((log, ("a",)), (("a",), log)):
+        with pytest.raises(TypeError):
+            left + right
+
+
+def test_an_iterator_meets_what_is_appended():
+    log = am.RecordHistory()
+    log.extend(range(300))
+    assert [log.append(record + 300) or record for record in log if record < 600] == list(range(600))
 
 
 # ---- copies, files

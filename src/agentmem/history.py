@@ -321,9 +321,12 @@ class HistoryBuffer:
         return numbers
 
     def __iter__(self) -> Iterator[Any]:
-        at_once = max(self._per_block, COARSE)
-        for first in range(0, len(self), at_once):
-            yield from self[first : first + at_once]
+        """Over the frames, as a list's: what is appended meanwhile comes too."""
+        at, at_once = 0, max(self._per_block, COARSE)
+        while at < len(self):
+            frames = self[at : at + at_once]
+            at += len(frames)
+            yield from frames
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Frames:
         if copy is False:

@@ -11,8 +11,9 @@ import operator
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, Self, overload
 
 import numpy as np
@@ -37,7 +38,7 @@ NAMES = {kind: name for name, kind in KINDS.items()}
 Buffers = dict[str, NDArray[Any]]
 
 
-class RecordHistory:
+class RecordHistory(MutableSequence[Any]):
     """A log of records of any kind, like the list it replaces; what goes in comes out equal, with its types.
 
     Parameters
@@ -60,6 +61,10 @@ class RecordHistory:
     dicts of one shape lie in typed columns. What comes out is new: changing it does not change the log. `append` takes
     about 10 us; `log[i]` decodes the blocks that the record lies in. One writer.
 
+    All that a list does, it does, but for ``*``: the oldest go fast (``del log[:k]``, ``log.pop(0)``), and so does
+    ``log.pop()``; what changes a record within encodes those after it anew, O(n). Where one is refused, nothing has
+    changed. As a list's, an iterator meets what is appended meanwhile.
+
     Examples
     --------
     >>> import agentmem as am
@@ -72,7 +77,7 @@ class RecordHistory:
     (10000, True)
     """
 
-    __slots__ = ("__weakref__", "_forms", "_places", "_shapes", "_tables", "_texts", "maxlen", "schema")
+    __slots__ = ("__weakref__", "_cut_off", "_forms", "_places", "_shapes", "_tables", "_texts", "maxlen", "schema")
 
     def __init__(self, maxlen: int | None = None, *, schema: Mapping[str, type] | None = None) -> None:
         self.maxlen = None if maxlen is None else operator.index(maxlen)
@@ -82,16 +87,34 @@ class RecordHistory:
         for key, kind in (self.schema or {}).items():
             if type(key) is not str or kind not in NAMES:
                 raise TypeError(f"{key!r}: {kind!r} given; expected a key, and a type of what records hold")
+        self._begin()
+
+    def _begin(self) -> None:
+        """Without a record."""
         self._forms = _numbers(np.uint8)   # 0: a text, k: of the table k - 1
         self._places = _numbers(np.int64)  # which text or row
         self._texts = _Texts()
         self._tables: list[_Table] = []
         self._shapes: dict[Any, int] = {}
+        self._cut_off = 0                  # records that went at the end, whose texts may be here
 
     # ---- in
 
     def append(self, record: Any) -> None:
         """Add a record; where there are `maxlen` already, the oldest goes."""
+        self._add(record)
+        self._let_go()
+
+    def extend(self, records: Iterable[Any]) -> None:
+        """Add records; none of them if one is refused."""
+        self._replace(len(self), self[:] if records is self else records)
+
+    def insert(self, i: int, record: Any) -> None:
+        """Add a record before the i-th. O(records from there on)."""
+        first = slice(operator.index(i), None).indices(len(self))[0]
+        self._replace(first, [record, *self[first:]])
+
+    def _add(self, record: Any) -> None:
         if self.schema is not None:
             self._check(record)
         shape = None
@@ -109,13 +132,6 @@ class RecordHistory:
             k, place = 0, self._texts.append(encoded(record))
         self._forms.append(k)
         self._places.append(place)
-        if self.maxlen is not None and len(self) > self.maxlen:
-            self._forget()
-
-    def extend(self, records: Iterable[Any]) -> None:
-        """Add records, one after another."""
-        for record in list(records) if records is self else records:
-            self.append(record)
 
     def _check(self, record: Any) -> None:
         assert self.schema is not None
@@ -125,13 +141,128 @@ class RecordHistory:
             if type(record[key]) is not kind:
                 raise TypeError(f"key {key!r}: {type(record[key]).__name__} given; expected {kind.__name__}")
 
-    def _forget(self) -> None:
-        """Let the oldest record go, and what no other needs."""
-        k, place = int(self._forms.popleft()), int(self._places.popleft())
-        if k:
-            self._tables[k - 1].forget()
+    # ---- out of it, and otherwise
+
+    def __delitem__(self, i: int | slice) -> None:
+        wanted = self._positions(i)
+        if not wanted:
+            return
+        first, last = min(wanted), max(wanted) + 1
+        whole = len(wanted) == last - first
+        if whole and first == 0:
+            self._forget(last)
+        elif whole and last == len(self):
+            self._cut(first)
         else:
-            self._texts.forget_before(place + 1 - RECENT)
+            self._replace(first, [record for k, record in enumerate(self[first:], first) if k not in wanted])
+
+    @overload
+    def __setitem__(self, i: int, record: Any) -> None: ...
+
+    @overload
+    def __setitem__(self, i: slice, record: Iterable[Any]) -> None: ...
+
+    def __setitem__(self, i: int | slice, record: Any) -> None:
+        wanted = self._positions(i)
+        if isinstance(i, slice):
+            records = self[:]
+            records[i] = record
+            first = min([max(0, i.indices(len(self))[0]), *wanted])
+            self._replace(first, records[first:])
+        else:
+            self._replace(wanted[0], [record, *self[wanted[0] + 1 :]])
+
+    def pop(self, i: int = -1) -> Any:
+        """Take a record out, and return it."""
+        record = self[i]
+        del self[i]
+        return record
+
+    def clear(self) -> None:
+        """Let all go."""
+        self._cut(0)
+
+    def reverse(self) -> None:
+        """The last first. O(n)."""
+        self._replace(0, self[::-1])
+
+    def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
+        """As a list's. O(n log n)."""
+        self._replace(0, sorted(self, key=key, reverse=reverse))
+
+    def copy(self) -> Self:
+        """A log of its own with the same records."""
+        return self.from_buffers(self.header, self.buffers())
+
+    def __add__(self, records: Iterable[Any]) -> Self:
+        """A new log: these records, and those."""
+        if not isinstance(records, RecordHistory | list):
+            return NotImplemented
+        made = self.copy()
+        made.extend(records)
+        return made
+
+    def __radd__(self, records: list[Any]) -> list[Any]:
+        return [*records, *self] if isinstance(records, list) else NotImplemented
+
+    def _positions(self, i: int | slice) -> range:
+        """Of the records that are meant."""
+        n = len(self)
+        if isinstance(i, slice):
+            return range(n)[i]
+        k = operator.index(i)
+        if not -n <= k < n:
+            raise IndexError(f"record {k} given; there are {n}")
+        return range(k % n, k % n + 1)
+
+    def _replace(self, first: int, records: Iterable[Any]) -> None:
+        """Have these behind the first records; where one is refused, those that were there."""
+        before = self[first:]
+        self._cut(first)
+        try:
+            for record in records:
+                self._add(record)
+        except BaseException:
+            self._cut(first)
+            for record in before:
+                self._add(record)
+            raise
+        self._let_go()
+
+    def _cut(self, n: int) -> None:
+        """Let go of all records but the n oldest."""
+        if n == 0:  # and of what columns have become of shapes that came
+            self._begin()
+            return
+        forms, counts = np.unique(self._forms[n:], return_counts=True)
+        for k, count in zip(forms.tolist(), counts.tolist(), strict=True):
+            if k:
+                self._tables[k - 1].cut(count)
+        self._cut_off += len(self) - n
+        self._forms._cut(n)
+        self._places._cut(n)
+        if self._cut_off > n + TEXTS:  # or their texts would stay
+            records = self[:]
+            self._begin()
+            for record in records:
+                self._add(record)
+
+    def _let_go(self) -> None:
+        """Let the oldest go where there are more than `maxlen`."""
+        if self.maxlen is not None and len(self) > self.maxlen:
+            self._forget(len(self) - self.maxlen)
+
+    def _forget(self, n: int) -> None:
+        """Let the n oldest records go, and what no other needs."""
+        forms, places = self._forms[:n], self._places[:n]
+        for k in np.unique(forms).tolist():
+            chosen = places[forms == k]
+            if k:
+                self._tables[k - 1].forget(len(chosen))
+            else:
+                self._texts.forget_before(int(chosen.max()) + 1 - RECENT)
+        self._forms._forget(n)
+        self._places._forget(n)
 
     # ---- out
 
@@ -153,10 +284,8 @@ class RecordHistory:
             first, last = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1]) + 1
             found = self._span(first, last)
             return [found[k - first] for k in wanted]
-        k, n = operator.index(i), len(self)
-        if not -n <= k < n:
-            raise IndexError(f"record {k} given; there are {n}")
-        return self._span(k % n, k % n + 1)[0]
+        k = self._positions(i)[0]
+        return self._span(k, k + 1)[0]
 
     def _span(self, first: int, last: int) -> list[Any]:
         forms, places = self._forms[first:last], self._places[first:last]
@@ -169,8 +298,23 @@ class RecordHistory:
         return out
 
     def __iter__(self) -> Iterator[Any]:
-        for first in range(0, len(self), ROWS):
-            yield from self[first : first + ROWS]
+        at = 0
+        while at < len(self):
+            records = self[at : at + ROWS]
+            at += len(records)
+            yield from records
+
+    def __reversed__(self) -> Iterator[Any]:
+        for last in range(len(self), 0, -ROWS):
+            yield from self[max(0, last - ROWS) : last][::-1]
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """Where the first such record is. ValueError where there is none."""
+        first, last, _ = slice(start, stop).indices(len(self))
+        for k, record in enumerate(islice(self, first, max(first, last)), first):
+            if record == value:
+                return k
+        raise ValueError(f"{_short(value)} is not in the log")
 
     def __eq__(self, other: object) -> bool:
         """Whether records are those of another log or list."""
@@ -326,11 +470,17 @@ class _Table:
         self._n += 1
         return self._n - 1
 
-    def forget(self) -> None:
-        """Let the oldest row go."""
+    def forget(self, n: int) -> None:
+        """Let the n oldest rows go."""
         for column in self._columns:
-            column.popleft()
-        self._first += 1
+            column._forget(n)
+        self._first += n
+
+    def cut(self, n: int) -> None:
+        """Let the n newest rows go."""
+        self._n -= n
+        for column in self._columns:
+            column._cut(self._n - self._first)
 
     def rows(self, places: Any) -> Iterator[dict[str, Any]]:
         if not len(places):
@@ -380,8 +530,12 @@ class _Column:
     def append(self, text: bytes) -> None:
         self._places.append(self._texts.append(text))
 
-    def popleft(self) -> None:
-        self._texts.forget_before(int(self._places.popleft()) + 1 - RECENT)
+    def _forget(self, n: int) -> None:
+        self._texts.forget_before(int(self._places[:n].max()) + 1 - RECENT)
+        self._places._forget(n)
+
+    def _cut(self, n: int) -> None:
+        self._places._cut(n)
 
     def __getitem__(self, rows: slice) -> list[Any]:
         places = self._places[rows]
