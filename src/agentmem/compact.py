@@ -47,6 +47,7 @@ OURS = (
     SparseArray, Model, FilterResult, Trajectory, Population, HistoryBuffer, HistoryGroup, RecordHistory,
     ObservationBuffer, Budget, Scratch, ModelPool, Spill, Handle, Lazy,
 )  # fmt: skip
+ENTERED = dict, list, deque, tuple, set, frozenset
 RECORDS = type(None), bool, int, float, complex, str, bytes
 
 
@@ -85,7 +86,7 @@ class Compaction:
     def __str__(self) -> str:
         swapped = [(row.path, row.was, row.now, _size(row.bytes_before), _size(row.bytes_after), row.note)
                    for row in self.rows]  # fmt: skip
-        left = [(row.path, row.was, "as it was", _size(row.bytes_before), "", row.note) for row in self.left]
+        left = [(row.path, row.was, "left alone", *2 * [_size(row.bytes_before)], row.note) for row in self.left]
         total = ("in all", "", "", _size(self.bytes_before), _size(self.bytes_after), "")
         return _table([("", "was", "is", "before", "after", ""), *swapped, *left, total])
 
@@ -169,28 +170,7 @@ def compact(
     for name, given, kind in (("budget", budget, Budget), ("pool", pool, ModelPool)):
         if given is not None and not isinstance(given, kind):
             raise TypeError(f"{name} of type {type(given).__name__} given; expected an agentmem.{kind.__name__}")
-    held, viewed = _walk(agent)
-    swaps: list[_Swap] = []
-    left: list[Row] = []
-    first: dict[int, str] = {}  # where what is shared was first met
-    counted: set[int] = set()  # owners of memory
-    for thing in held:
-        why = _why_not(thing, viewed)
-        was, before = _name(thing.value), _bytes_of(thing.value, counted)
-        if not why:
-            new = _replacement(thing.value, thing.path, rules, pool)
-            if new.value is thing.value:
-                continue
-            shared = first.setdefault(id(new.value), thing.path) if new.value is not None else thing.path
-            after = footprint(new.value).total if new.is_new else 0
-            if new.value is not None and (after < before or new.is_shared):
-                note = new.note if shared == thing.path else f"shared with {shared}"
-                row = Row(thing.path, was, _name(new.value), before, after, note, new.pruned_mass)
-                swaps.append(_Swap(row, thing, new.value))
-                continue
-            why = new.note or "no fewer bytes otherwise"
-        if before >= LARGE or getattr(thing.value, "nbytes", 0) >= LARGE:
-            left.append(Row(thing.path, was, was, before, before, why))
+    swaps, left = _plan(agent, rules, pool)
     if not dry_run:
         charged = _reserve(swaps, budget)
         try:
@@ -208,6 +188,8 @@ def _rules(prune: float | Mapping[str, Any] | None) -> dict[str, Any]:
     """Options of `SparseBelief.prune`; none for no pruning."""
     if prune is None:
         return {}
+    if isinstance(prune, bool):
+        raise TypeError(f"prune={prune} given; expected a share of the largest entry, or options of SparseBelief.prune")
     rules = dict(prune) if isinstance(prune, Mapping) else {"relative": prune}
     SparseBelief.point(1, 0).prune(**rules)  # raises for what it does not take
     return rules
@@ -244,10 +226,8 @@ def _walk(agent: Any) -> tuple[list[_Held], dict[int, str]]:
         if id(value) in seen:
             continue
         seen[id(value)] = value
-        owner = getattr(value, "base", None) if isinstance(value, np.ndarray) else None
-        while owner is not None:
+        for owner in _owners(value):
             viewed.setdefault(id(owner), path)
-            owner = getattr(owner, "base", None)
         if isinstance(value, memoryview):
             viewed.setdefault(id(value.obj), path)
         if _is_whole(value):
@@ -263,7 +243,9 @@ def _is_whole(value: Any) -> bool:
         return type(value) is not np.ndarray or value.dtype != object
     if type(value) in (list, deque):
         return len(value) >= LONG and all(_is_record(entry, DEEP) for entry in value)
-    return isinstance(value, Model | str | bytes | bytearray | memoryview) or _is_foreign(value)
+    if isinstance(value, Model) or _is_foreign(value):
+        return True
+    return not isinstance(value, (*ENTERED, *OURS, type)) and sys.getsizeof(value, 0) >= LARGE
 
 
 def _is_foreign(value: Any) -> bool:
@@ -315,7 +297,7 @@ def _parts(value: Any) -> Iterator[tuple[Any, str, _Place]]:
         for name, part in [*dict.items(attributes)]:
             found.append((part, f".{name}", _Place(dict.__setitem__, attributes, name)))
     for entry in found:
-        if type(entry[0]) not in RECORDS or sys.getsizeof(entry[0]) >= LARGE:
+        if not (type(entry[0]) in RECORDS or isinstance(entry[0], np.generic)) or sys.getsizeof(entry[0]) >= LARGE:
             yield entry
 
 
@@ -333,13 +315,20 @@ def _key(key: Any) -> str:
 
 def _bytes_of(value: Any, counted: set[int]) -> int:
     """What a thing takes, with the memory that it views, but for what was counted before."""
-    owner = value
-    while isinstance(owner, np.ndarray) and owner.base is not None:
-        owner = owner.base
+    owner = [value, *_owners(value)][-1]
     if id(owner) in counted:
         return 0
     counted.add(id(owner))
     return footprint(value).total
+
+
+def _owners(value: Any) -> Iterator[Any]:
+    """What an array is a view of, and that in turn."""
+    while isinstance(value, np.ndarray) and value.base is not None:
+        value = value.base
+        if not isinstance(value, np.ndarray) and isinstance(getattr(value, "base", None), np.ndarray):
+            value = value.base  # behind what `as_strided` puts in between
+        yield value
 
 
 class _New(NamedTuple):
@@ -356,6 +345,32 @@ class _Swap(NamedTuple):
     row: Row
     thing: _Held
     new: Any
+
+
+def _plan(agent: Any, rules: dict[str, Any], pool: ModelPool | None) -> tuple[list[_Swap], list[Row]]:
+    """What to swap, with what, and what is left. Nothing has changed yet."""
+    held, viewed = _walk(agent)
+    swaps: list[_Swap] = []
+    left: list[Row] = []
+    counted: set[int] = set()  # owners of memory
+    shared: dict[int, str] = {}  # where what is in the pool was first met
+    for thing in held:
+        value, path, was = thing.value, thing.path, _name(thing.value)
+        before = _bytes_of(value, counted)
+        why = _why_not(thing, viewed)
+        new = _New(None, why) if why else _replacement(value, path, rules, pool)
+        first = shared.setdefault(id(new.value), path) if new.is_shared else path
+        if new.value is value:
+            continue
+        after = 0 if new.value is None or not new.is_new else footprint(new.value).total
+        if new.value is not None and (new.is_shared or after < before):
+            note = new.note if first == path else f"shared with {first}"
+            now = "ndarray, read-only" if isinstance(new.value, np.ndarray) else _name(new.value)
+            row = Row(path, was, now, before, after, note, new.pruned_mass)
+            swaps.append(_Swap(row, thing, new.value))
+        elif max(before, getattr(value, "nbytes", 0)) >= LARGE:
+            left.append(Row(path, was, was, before, before, new.note or "no fewer bytes"))
+    return swaps, left
 
 
 def _why_not(thing: _Held, viewed: dict[int, str]) -> str:
@@ -384,10 +399,8 @@ def _why_not(thing: _Held, viewed: dict[int, str]) -> str:
 
 def _is_locked(array: NDArray[Any]) -> bool:
     """Whether nobody can write to its memory."""
-    owner: Any = array
-    while isinstance(owner, np.ndarray) and not owner.flags.writeable:
-        owner = owner.base
-    return isinstance(owner, bytes)
+    *arrays, memory = array, *_owners(array)
+    return isinstance(memory, bytes) and not any(one.flags.writeable for one in arrays)
 
 
 def _is_seen_elsewhere(array: NDArray[Any]) -> bool:
@@ -425,7 +438,7 @@ def _sparse(array: NDArray[Any], path: str, rules: dict[str, Any], pool: ModelPo
         dropped = float(array[is_small].sum(dtype=np.float64) / array.sum(dtype=np.float64))
         kept = np.where(is_small, array.dtype.type(0), array)
     new = SparseBelief(kept) if is_belief else SparseArray(kept)
-    if new.shape != array.shape or new.dtype != array.dtype or not _equal(new.to_dense(), kept):
+    if not _equal(new.to_dense(), kept):
         return _New(None, "came back otherwise")
     if isinstance(new, SparseBelief) and rules:
         try:
@@ -480,7 +493,7 @@ def _equal(a: Any, b: Any) -> bool:
     if kind is not type(b):
         return False
     if kind is np.ndarray:
-        return np.array_equal(a, b, equal_nan=True)
+        return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
     if kind in (list, tuple):
         return len(a) == len(b) and all(map(_equal, a, b))
     if kind is dict:
@@ -533,8 +546,7 @@ def _name(value: Any) -> str:
     kind = type(value).__name__
     if isinstance(value, np.ndarray):
         given = "" if type(value) is np.ndarray else f"{kind} "
-        lock = ", read-only" if _is_locked(value) else ""
-        return f"{given}{value.dtype} {value.shape}{lock}"
+        return f"{given}{value.dtype} {value.shape}"
     if isinstance(value, SparseArray):
         return f"{kind}, {value.storage}"
     if type(value) in (list, deque):
