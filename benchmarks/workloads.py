@@ -16,6 +16,9 @@ from scipy import sparse
 
 import agentmem as am
 
+# The 34.5 MB agent and its step live in the package: `agentmem verify` runs where only a wheel is installed.
+from agentmem.profiler import reference_agent as reference_agent
+
 GRIDS = {100: (10, 10), 1_000: (25, 40), 10_000: (100, 100), 100_000: (250, 400), 1_000_000: (1_000, 1_000)}
 STEPS = [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]  # stay, up, down, left, right
 RIGHT = 4

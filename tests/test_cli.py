@@ -5,6 +5,8 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from click.testing import CliRunner
 import agentmem as am
 from agentmem import cli
 from agentmem.profiler import throughput, tradeoff
+from agentmem.profiler.reference_agent import Case, Sizes
 from agentmem.profiler.tradeoff import Measurement
+from agentmem.profiler.verification import Inputs, Limit, compare, hold
+from agentmem.profiler.verification import run as run_for_long
 
 CONFIGURATIONS = ["dense NumPy", "scipy.sparse", "SparseBelief exact", "SparseBelief pruned"]
 
@@ -39,7 +44,7 @@ def measured(monkeypatch):
 def test_help_names_the_commands():
     shown = run("--help")
     assert shown.exit_code == 0
-    for word in ("Usage: agentmem", "demo", "compare", "--version"):
+    for word in ("Usage: agentmem", "demo", "compare", "verify", "--version"):
         assert word in shown.output
     for command in ("demo", "compare"):
         shown = run(command, "--help")
@@ -360,6 +365,73 @@ def test_a_pipe_is_written_and_not_replaced(tmp_path):
         assert pipe.is_fifo()
     finally:
         os.close(reader)
+
+
+SMALL = Sizes(belief=(64, 96), observation=(48, 64), states=128, strings=100, patch=8)
+
+
+@pytest.fixture
+def plan():
+    """What `verify` does at full size, on agents of 150 kB: two kinds, three at once, and a run."""
+    inputs, case = Inputs(SMALL, seed=0), Case(0.1, sizes=SMALL)
+    return [
+        partial(compare, case, inputs, limit=Limit()),
+        partial(compare, replace(case, support="clustered"), inputs, limit=Limit()),
+        partial(hold, case, 3, inputs, limit=Limit(10**6)),
+        partial(run_for_long, case, 2, inputs, steps=10, limit=Limit(10**8)),
+    ]
+
+
+def run_verify(plan, *arguments):
+    group = cli.commands()
+    group.commands["verify"].callback = partial(cli.verify, plan=plan)
+    return CliRunner().invoke(group, ["verify", *map(str, arguments)])
+
+
+def test_verify_shows_that_promises_are_kept(plan, tmp_path):
+    path = tmp_path / "out.json"
+    shown = run_verify(plan, "--seed", 0, "--json", path)
+    assert shown.exit_code == 0, shown.output
+    record = json.loads(path.read_text())
+    assert record["command"] == "verify" and record["parameters"] == {"seed": 0} and record["kept"]
+    assert [agent["name"] for agent in record["agents"]] == ["10 % random", "10 % clustered"]
+    assert record["summary"] in shown.stdout
+    for word in ("10 % random", "10 % clustered", "3 agents, 10 % random: ", "2 agents, 10 % random, step 1 to 10: "):
+        assert word in shown.stdout
+    assert "BROKEN" not in shown.output
+    assert shown.stdout.splitlines()[-1] == f"{len(record['promises'])} of {len(record['promises'])} promises kept"
+
+
+def test_verify_fails_where_a_promise_is_broken(plan, tmp_path):
+    path = tmp_path / "out.json"
+    plan[2].keywords["limit"] = Limit(1000)
+    shown = run_verify(plan, "--json", path)
+    assert shown.exit_code == 1
+    record = json.loads(path.read_text())
+    [broken] = [promise for promise in record["promises"] if not promise["kept"]]
+    assert not record["kept"] and broken["most"] == 1000 < broken["found"]
+    assert "BROKEN: 3 agents, 10 % random: " in shown.stdout and "promised at most 1,000 B" in shown.stdout
+
+
+def test_verify_fails_where_an_agent_lost_an_entry(plan):
+    record = plan[0]()
+    lost = replace(record, differences=replace(record.differences, log=1))
+    shown = run_verify([lambda: record, lambda: lost])
+    assert shown.exit_code == 1
+    assert "BROKEN: 10 % random: entries of the log that differ: 1, promised at most 0" in shown.stdout
+    assert run_verify([lambda: record]).exit_code == 0
+
+
+def test_verify_of_crowds_alone_has_no_table(plan):
+    shown = run_verify(plan[2:3])
+    assert shown.exit_code == 0
+    blank, crowd, verdict = shown.stdout.splitlines()
+    assert (blank, verdict) == ("", "1 of 1 promises kept") and crowd.startswith("3 agents, 10 % random: ")
+
+
+@pytest.mark.parametrize("arguments", [("--seed", -1), ("--json", "/nowhere/at/all.json"), ("--agents", 5), ("more",)])
+def test_wrong_input_to_verify_is_a_usage_error(arguments):
+    assert run_verify([], *arguments).exit_code == 2
 
 
 @pytest.mark.parametrize("missing", ["click", "rich", "gymnasium"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentmem.profiler.throughput import Throughput
 from agentmem.profiler.tradeoff import Measurement, World
+from agentmem.profiler.verification import LIKE_DENSE, AgentRecord, CrowdRecord, Promise, Record, RunRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -159,6 +160,113 @@ def throughput_summary(record: Throughput) -> str:
     }
     width = max(map(len, figures))
     return "\n".join(f"{name:<{width}}  {figure}" for name, figure in figures.items())
+
+
+def verification_to_json(
+    records: Sequence[Record], *, command: str, parameters: dict[str, Any]
+) -> dict[str, Any]:
+    """What was asked, every record, and every promise beside what was found, as JSON types; sizes in bytes.
+
+    `agents` are the kinds of agents beside dense ones, `crowds` many at once, `runs` many over many steps; each has
+    its `name`, and the limit it was held to, null where there is none. `kept` says whether all promises are.
+    """
+    derived = {
+        AgentRecord: ("agents", ("name", "time")),
+        CrowdRecord: ("crowds", ("name",)),
+        RunRecord: ("runs", ("name", "growth", "log_growth")),
+    }
+    found: dict[str, list[dict[str, Any]]] = {"agents": [], "crowds": [], "runs": []}
+    for record in records:
+        where, names = derived[type(record)]
+        found[where].append(asdict(record) | {name: getattr(record, name) for name in names})
+    promises = _promises(records)
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "parameters": parameters,
+        **found,
+        "promises": [asdict(promise) | {"kept": promise.kept} for promise in promises],
+        "kept": all(promise.kept for promise in promises),
+        "summary": verification_summary(records),
+    }
+
+
+def verification_to_table(records: Sequence[Record]) -> Table:
+    """One row per kind of agent, for a terminal of 80 columns."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    agents = [record for record in records if isinstance(record, AgentRecord)]
+    dense = sorted(record.dense_bytes for record in agents)
+    table = Table(
+        title=Text(f"Agents that take {_size(dense[0])} to {_size(dense[-1])} dense, after {agents[0].steps} steps")
+        if agents
+        else None,
+        caption=Text(
+            "Bytes of all that an agent holds, traced after its steps. Steps are taken in turn with the dense "
+            "agent's. L1 is the belief's distance from the dense one; lost are entries, cells and readings."
+        ),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        caption_justify="left",
+    )
+    table.add_column("", ratio=1)
+    for header in ("bytes", "at most", "dense\nms", "ours\nms", "times\nfaster", "L1", "lost"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for record in agents:
+        lost = record.differences
+        most = LIKE_DENSE * record.dense_bytes if record.limit.nbytes is None else record.limit.nbytes
+        table.add_row(
+            record.name,
+            _size(record.nbytes),
+            _size(most),
+            _figure(1e3 * record.dense_seconds),
+            _figure(1e3 * record.seconds),
+            _figure(1 / record.time),
+            _difference(lost.belief),
+            f"{lost.log + lost.observation + lost.transition + record.readings_differ:,}",
+            style=None if all(promise.kept for promise in record.promises()) else "bold red",
+        )
+    return table
+
+
+def verification_summary(records: Sequence[Record]) -> str:
+    """A line for each crowd and run, for each promise that was broken, and for how many were kept."""
+    lines = []
+    for record in records:
+        if isinstance(record, CrowdRecord):
+            lines.append(f"{record.name}: {_size(record.nbytes)} in all")
+        elif isinstance(record, RunRecord):
+            lines.append(
+                f"{record.name}: RSS {_size(record.rss[0])} to {_size(record.rss[-1])}, "
+                f"of which logs {_size(record.log_bytes[0])} to {_size(record.log_bytes[-1])}"
+            )
+    promises = _promises(records)
+    broken = [promise for promise in promises if not promise.kept]
+    lines += [
+        f"BROKEN: {promise.what}: {_amount(promise, promise.found)}, promised at most {_amount(promise, promise.most)}"
+        for promise in broken
+    ]
+    lines.append(f"{len(promises) - len(broken)} of {len(promises)} promises kept")
+    return "\n".join(lines)
+
+
+def _promises(records: Sequence[Record]) -> list[Promise]:
+    return [promise for record in records for promise in record.promises()]
+
+
+def _amount(promise: Promise, value: float) -> str:
+    match promise.unit:
+        case "bytes":
+            return _size(value)
+        case "x":
+            return f"{_figure(value)} x"
+        case "L1":
+            return _difference(value)
+        case _:
+            return f"{value:,.0f}"
 
 
 def _rate(per_second: float) -> str:
