@@ -599,3 +599,87 @@ def test_wrong_groups_and_rows_are_refused(call, error):
 
 def test_blocks_are_as_long_as_they_say():
     assert module.BLOCK_FRAMES * 10 // 8 < 0xFFFF  # what a block of symbols can take at most
+
+
+# ---- budgets
+
+quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+RNG = np.random.default_rng(0)
+PAID = {
+    "ints": (lambda budget: am.HistoryBuffer(None, dtype=int, budget=budget), RNG.integers(2**40, size=80_000)),
+    "sticky": (lambda budget: am.HistoryBuffer(None, dtype=int, budget=budget), numbers(int, "sticky", 900_000)),
+    "ring": (lambda budget: am.HistoryBuffer(1_000, dtype=float, budget=budget), RNG.random(9_000)),
+    "large": (lambda budget: am.HistoryBuffer(None, dtype=float, shape=(4_100,), budget=budget),
+              RNG.random((40, 4_100))),
+    "many at once": (lambda budget: am.HistoryBuffer(None, dtype=float, budget=budget), RNG.random((40, 4_000))),
+    "group": (lambda budget: am.HistoryGroup(200, None, dtype=int, budget=budget),
+              RNG.integers(2**20, size=(2_000, 200))),
+    "group, coded": (lambda budget: am.HistoryGroup(200, None, dtype=int, budget=budget),
+                     RNG.integers(5, size=(9_000, 200))),
+}  # fmt: skip
+
+
+@quiet
+@pytest.mark.parametrize("limit", [70_000, 300_000])
+@pytest.mark.parametrize("name", PAID)
+def test_a_budget_is_kept_and_given_back(name, limit):
+    simulation = am.Budget(10**8)
+    budget = am.Budget(limit, parent=simulation)
+    history, frames = PAID[name][0](budget), PAID[name][1]
+    add, refused_at = history.extend if name == "many at once" else history.append, None
+    assert list(budget.holders) == [type(history).__name__]
+    for k, frame in enumerate(frames):
+        try:
+            add(frame)
+        except am.BudgetExceeded:
+            refused_at = k
+            break
+        if k % 97 == 0:
+            assert history.nbytes <= 1.02 * budget.used + 500  # of small objects
+    assert (refused_at is None) == (name == "ring" or (name == "sticky" and limit > 100_000))
+    expected = frames[:refused_at].reshape(-1, *getattr(history, "shape", frames.shape[1:]))
+    assert same(np.asarray(history), expected[len(expected) - (history.maxlen or len(expected)) :])
+    assert 0.6 * budget.used < history.nbytes and simulation.used == budget.used <= limit
+    again = copy.copy(history)
+    assert simulation.used == budget.used
+    del history, add
+    assert budget.used == simulation.used == 0 and len(again)
+
+
+@quiet
+def test_what_is_let_go_makes_room():
+    budget = am.Budget(50_000, on_short=lambda budget, n: [history.popleft() for _ in range(3_000)])
+    history = am.HistoryBuffer(None, dtype=float, budget=budget)
+    x = np.random.default_rng(0).random(20_000)
+    for value in x:
+        history.append(value)
+    assert same(history[:], x[-len(history) :]) and 1_000 < len(history) < 7_000
+    while len(history):
+        history.pop()
+    history.append(1.0)
+    assert history[:].tolist() == [1.0] and history.nbytes <= budget.used
+    with pytest.raises(TypeError, match="budget of type int given"):
+        am.HistoryBuffer(5, dtype=int, budget=50)
+    with pytest.raises(am.BudgetExceeded):
+        am.HistoryBuffer(5, dtype=int, budget=am.Budget(100))
+
+
+def test_a_budget_is_not_asked_at_every_step():
+    calls = []
+
+    class Counted(am.Budget):
+        __slots__ = ()
+
+        def reserve(self, nbytes, holder):
+            calls.append(nbytes)
+            super().reserve(nbytes, holder)
+
+    history, log = (am.HistoryBuffer(None, dtype=float, budget=Counted(10**8)), am.RecordHistory(budget=Counted(10**8)))
+    group = am.HistoryGroup(10, 1_000, dtype=int, budget=Counted(10**8))
+    for k, x in enumerate(np.random.default_rng(0).random(5_000)):
+        history.append(x)
+        group.append([k % 5] * 10)
+        log.append({"x": float(x), "k": k})
+    assert 0 < len(calls) < 500

@@ -185,6 +185,7 @@ def test_positions_beyond_are_refused():
 
 
 REFUSED = {1, 2}
+WAYS_IN = ["append", "extend", "insert", "slice", "set"]
 SLICES = st.builds(slice, *[st.none() | st.integers(-60, 60)] * 2, st.sampled_from([None, 1, 2, 7, -1, -3]))
 
 
@@ -271,7 +272,7 @@ class BesideAList(RuleBasedStateMachine):
         elif len(self.expected) < 1_000:
             self.both(lambda log: log.extend(log))
 
-    @rule(k=st.integers(0, 3), i=st.integers(-50, 50), way=st.sampled_from("append extend insert slice set".split()))
+    @rule(k=st.integers(0, 3), i=st.integers(-50, 50), way=st.sampled_from(WAYS_IN))
     def refuse(self, k, i, way):
         with pytest.raises((TypeError, IndexError)):
             if way == "append":
@@ -389,3 +390,58 @@ def test_schemas_of_what_no_record_holds_are_refused():
     for schema in ({"a": object}, {1: int}, {"a": "int"}):
         with pytest.raises(TypeError, match="expected a key, and a type"):
             am.RecordHistory(schema=schema)
+
+
+# ---- budgets
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("limit", [30_000, 120_000])
+@pytest.mark.parametrize("kind", ["dicts", "texts", "shapes"])
+def test_a_budget_is_kept_and_given_back(kind, limit):
+    rng = np.random.default_rng(0)
+    make = {
+        "dicts": lambda k: {"x": rng.random(), "k": k, "s": rng.bytes(20)},
+        "texts": lambda k: rng.bytes(50),
+        "shapes": lambda k: {f"key {k % 40}": k},
+    }[kind]
+    budget = am.Budget(limit)
+    log, expected = am.RecordHistory(budget=budget), []
+    for k in range(20_000):
+        record = make(k)
+        try:
+            log.append(record)
+        except am.BudgetExceeded:
+            break
+        expected.append(record)
+        assert k % 50 or log.nbytes <= 1.05 * budget.used + 500
+    assert k == 19_999 if kind == "shapes" and limit > 100_000 else len(expected) < 19_999
+    assert log == expected and 0 < budget.used <= limit
+    if len(expected) < 19_999:
+        with pytest.raises(am.BudgetExceeded):
+            log.extend(rng.bytes(90) for _ in range(3_000))
+        assert log == expected and budget.used <= limit
+        with pytest.raises(am.BudgetExceeded):
+            log[5:] = [rng.bytes(90) for _ in range(9_000)]
+        assert log == expected and budget.used <= limit
+    used = budget.used
+    del log[: len(log) * 3 // 4]
+    assert log == expected[len(expected) * 3 // 4 :] and (budget.used < used or kind == "shapes")
+    log.append(None)
+    log.clear()
+    log.append(None)
+    assert budget.used < 20_000
+    del log
+    assert budget.used == 0
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("free", [lambda log: log.clear(), lambda log: log.__delitem__(slice(len(log) * 3 // 4))])
+def test_what_is_let_go_makes_room(free):
+    log = am.RecordHistory(budget=(budget := am.Budget(30_000)))
+    budget.on_short = lambda budget, n: free(log)
+    rng, last = np.random.default_rng(0), []
+    for k in range(3_000):
+        last.append({"k": k, "s": rng.bytes(30)})
+        log.append(last[-1])
+    assert 0 < len(log) < 1_500 and log == last[-len(log) :]

@@ -15,13 +15,14 @@ import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from agentmem._core import CoreCoder, CoreLanes
+from agentmem.budget import Budget
 from agentmem.codecs import (
     CHANGED,
     MOST_SYMBOLS,
@@ -43,6 +44,7 @@ RETRAIN = 8            # times as many numbers as a coder was made of are sealed
 ENOUGH = 1 << 16       # numbers that a group's coder is made of at most
 COARSE = 64            # blocks between two whose place in the arena is kept
 MOST_STEPS = 32        # in a block of a group
+SPARE = 1 << 8         # bytes to grow by that are reserved at least, beside an eighth of what is held
 PLAIN_AGENTS = 128     # of a group that are packed together where an entropy coder does not fit
 
 UNFIT = ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, zlib.error
@@ -63,11 +65,14 @@ class HistoryBuffer:
         Of a frame; () for single numbers.
     precision : float, optional
         Floats are rounded to multiples of it as they come in. None: not at all.
+    budget : Budget, optional
+        Is charged for what is held and room to grow. Its `on_short` may let the oldest frames go. Copies, and what
+        comes back from a file, charge none.
 
     Raises
     ------
-    TypeError, ValueError
-        What cannot be a frame, and options that do not fit; nothing has changed.
+    TypeError, ValueError, BudgetExceeded
+        What cannot be a frame, options that do not fit, no room in the budget; nothing has changed.
 
     Notes
     -----
@@ -88,12 +93,18 @@ class HistoryBuffer:
     """
 
     __slots__ = (
-        "__weakref__", "_alphabet", "_arena", "_changes", "_gone", "_hot", "_n_hot", "_per_block", "_sealed",
-        "_train_at", "dtype", "maxlen", "precision", "shape",
+        "__weakref__", "_account", "_alphabet", "_arena", "_changes", "_gone", "_hot", "_n_hot", "_per_block",
+        "_sealed", "_train_at", "dtype", "maxlen", "precision", "shape",
     )  # fmt: skip
 
     def __init__(
-        self, maxlen: int | None, *, dtype: DTypeLike, shape: tuple[int, ...] = (), precision: float | None = None
+        self,
+        maxlen: int | None,
+        *,
+        dtype: DTypeLike,
+        shape: tuple[int, ...] = (),
+        precision: float | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.maxlen = None if maxlen is None else operator.index(maxlen)
         if self.maxlen is not None and self.maxlen < 0:
@@ -120,6 +131,9 @@ class HistoryBuffer:
         kind = _narrowest(0, 0, self.dtype) if self.dtype.kind in "iu" else self.dtype
         self._hot = np.empty((0, *self.shape), kind)
         self._n_hot = 0     # frames in `_hot`
+        self._account: Account | None = None
+        if budget is not None:
+            self._account = Account(budget, self)
 
     # ---- in
 
@@ -136,6 +150,7 @@ class HistoryBuffer:
                     self._let_go()
                     return
         self._take(self._frames(np.asarray(x), self.shape)[np.newaxis])
+        self._let_go()
 
     def extend(self, xs: Iterable[ArrayLike]) -> None:
         """Add frames, an iterable or (n, *shape). None of them if one does not fit."""
@@ -143,8 +158,17 @@ class HistoryBuffer:
         if not len(given):
             return
         frames = self._frames(given, (len(given), *self.shape))
-        for first in range(0, len(frames), self._per_block):
-            self._take(frames[first : first + self._per_block])
+        if self.maxlen is not None:
+            frames = frames[max(0, len(frames) - self.maxlen) :]
+        first = 0
+        try:
+            for first in range(0, len(frames), self._per_block):
+                self._take(frames[first : first + self._per_block])
+        except BaseException:
+            with unpaid(self):
+                self._cut(max(0, len(self) - first))
+            raise
+        self._let_go()
 
     def _frames(self, given: Frames, shape: tuple[int, ...]) -> Frames:
         if given.shape != shape:
@@ -163,13 +187,16 @@ class HistoryBuffer:
         """Add at most as many frames as a block holds."""
         if self.maxlen == 0:
             return
-        n = self._n_hot + len(frames)
+        before, n = self._n_hot, self._n_hot + len(frames)
         self._make_room(frames, n)
-        self._hot[self._n_hot : n] = frames
+        self._hot[before:n] = frames
         self._n_hot = n
         if n > self._per_block:
-            self._seal()
-        self._let_go()
+            try:
+                self._seal()
+            except BaseException:
+                self._n_hot = before
+                raise
 
     def popleft(self) -> Any:
         """Take the oldest frame out, and return it."""
@@ -206,9 +233,13 @@ class HistoryBuffer:
     def _forget(self, n: int) -> None:
         """Count the n oldest frames out."""
         self._gone += n
+        if not len(self._arena) or self._gone < self._per_block:
+            return
         while len(self._arena) and self._gone >= self._per_block:
             self._arena.drop()
             self._gone -= self._per_block
+        if self._account is not None:
+            self._account.settle(self.nbytes)
 
     def _make_room(self, frames: Frames, n: int) -> None:
         """Let recent frames be n, these among them: integers lie in as few bytes as they need."""
@@ -220,6 +251,8 @@ class HistoryBuffer:
                 kind = _narrowest(min(lowest, limits.min), max(highest, limits.max), self.dtype)
         if kind != self._hot.dtype or n > len(self._hot):
             room = max(n, min(len(self._hot) * 9 // 8 + 8, self._per_block + 1))
+            if self._account is not None:
+                self._account.take(room * kind.itemsize * math.prod(self.shape) - self._hot.nbytes, self)
             grown = np.zeros((room, *self.shape), kind)
             grown[: self._n_hot] = self._hot[: self._n_hot]
             self._hot = grown
@@ -230,6 +263,9 @@ class HistoryBuffer:
         numbers = hot[:n].astype(self.dtype).ravel()
         data = self._packed(numbers, hot)
         rest = hot[n : self._n_hot]
+        if self._account is not None:
+            self._account.take(len(data), self)
+            self._account.unused += hot.nbytes
         self._arena.append(data)
         self._sealed += n
         self._hot, self._n_hot = hot[:0], 0
@@ -404,7 +440,7 @@ class HistoryBuffer:
     @property
     def nbytes(self) -> int:
         """All bytes held, every object counted."""
-        return footprint(self).total
+        return footprint(self, ignore=Budget).total
 
     @property
     def compression_ratio(self) -> float:
@@ -426,11 +462,13 @@ class HistoryGroup:
         How many steps are kept; the oldest go first. None: all.
     dtype : dtype
         Of the numbers: ints, floats, bools.
+    budget : Budget, optional
+        Is charged for what is held and room for a block; copies, and what comes back from a file, charge none.
 
     Raises
     ------
-    TypeError, ValueError
-        Rows and options that do not fit; nothing has changed.
+    TypeError, ValueError, BudgetExceeded
+        Rows and options that do not fit, no room in the budget; nothing has changed.
 
     Notes
     -----
@@ -448,9 +486,11 @@ class HistoryGroup:
     (100, array([1, 0, 1]), array([2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3]))
     """
 
-    __slots__ = ("__weakref__", "_gone", "_hot", "_parts", "_steps", "dtype", "maxlen", "n_agents")
+    __slots__ = ("__weakref__", "_account", "_gone", "_hot", "_parts", "_steps", "dtype", "maxlen", "n_agents")
 
-    def __init__(self, n_agents: int, maxlen: int | None, *, dtype: DTypeLike) -> None:
+    def __init__(
+        self, n_agents: int, maxlen: int | None, *, dtype: DTypeLike, budget: Budget | None = None
+    ) -> None:
         self.n_agents = operator.index(n_agents)
         self.maxlen = None if maxlen is None else operator.index(maxlen)
         self.dtype = np.dtype(dtype)
@@ -462,6 +502,9 @@ class HistoryGroup:
         self._parts: list[_Coded | _Plain] = []  # sealed rows, oldest first
         self._hot: list[Frames] = []             # the rows since; there is always one behind a coded part
         self._gone = 0                           # of the oldest rows held: those that count no more
+        self._account: Account | None = None
+        if budget is not None:
+            self._account = Account(budget, self)
 
     # ---- in
 
@@ -471,7 +514,11 @@ class HistoryGroup:
         if given.shape != (self.n_agents,):
             raise ValueError(f"row of shape {given.shape} given; expected ({self.n_agents},)")
         row = self._narrow(_checked(given, self.dtype))
-        if len(self._hot) == self._steps:
+        is_full, widest = len(self._hot) == self._steps, max((hot.nbytes for hot in self._hot), default=0)
+        room = self._steps * row.nbytes
+        if self._account is not None and (is_full or row.nbytes > widest):
+            self._account.take(room + is_full * self._steps * widest // 2, self)  # streams may be longer than rows
+        if is_full:
             self._seal(np.array(self._hot), row)
             self._hot = []
         self._hot.append(row)
@@ -482,6 +529,8 @@ class HistoryGroup:
             if not self._parts[0].n_blocks:
                 del self._parts[0]
             self._gone -= self._steps
+        if is_full and self._account is not None:
+            self._account.settle(self.nbytes + room)
 
     def _narrow(self, row: Frames) -> Frames:
         """A copy, integers in as few bytes as they need."""
@@ -596,7 +645,8 @@ class HistoryGroup:
     @property
     def nbytes(self) -> int:
         """All bytes held, every object counted."""
-        return footprint((self,)).total - sys.getsizeof((self,))  # by itself, it would be asked for its buffers
+        alone = (self,)  # by itself, it would be asked for its buffers
+        return footprint(alone, ignore=Budget).total - sys.getsizeof(alone)
 
     def __repr__(self) -> str:
         steps = f"{len(self)} of {'any number of' if self.maxlen is None else self.maxlen} steps"
@@ -825,6 +875,57 @@ class Arena:
             del self._lengths[:k]
             self._place()
             self._first = 0
+
+
+class Account:
+    """What a container has reserved in a budget: what it holds, and room to grow. Given back when both are garbage."""
+
+    __slots__ = ("budget", "holder", "reserved", "unused")
+
+    def __init__(self, budget: Budget, container: Any) -> None:
+        if not isinstance(budget, Budget):
+            raise TypeError(f"budget of type {type(budget).__name__} given; expected an agentmem.Budget")
+        self.budget, self.holder = budget, type(container).__name__
+        self.reserved = self.unused = 0
+        self.take(0, container)
+
+    def take(self, more: int, container: Any) -> bool:
+        """Have so many bytes more. Only where those reserved do not do, it measures and asks the budget: True."""
+        if is_short := more > self.unused or not self.reserved:
+            need = container.nbytes + more
+            spare = min(need // 8 + SPARE, self.budget.free + self.reserved - need)
+            before = self.reserved
+            if (missing := need + max(0, spare) - before) > 0:
+                self.budget.reserve(missing, self.holder)
+                self.reserved += missing
+            self.unused = more + max(0, spare)
+        self.unused -= more
+        return is_short
+
+    def settle(self, nbytes: int) -> None:
+        """Give back what is reserved beyond so many bytes."""
+        beyond = self.reserved - nbytes
+        if beyond > 0:
+            self.budget.release(beyond, self.holder)
+            self.reserved -= beyond
+        self.unused = 0
+
+    def __del__(self) -> None:
+        if getattr(self, "reserved", 0):
+            with suppress(ValueError):  # the budget went first, and gave it back above
+                self.budget.release(self.reserved, self.holder)
+
+
+@contextmanager
+def unpaid(container: Any) -> Iterator[None]:
+    """Within it, what goes back to how it was asks no budget."""
+    account, container._account = container._account, None
+    try:
+        yield
+    finally:
+        container._account = account
+        if account is not None:
+            account.settle(container.nbytes)
 
 
 @contextmanager

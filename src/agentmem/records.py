@@ -19,12 +19,16 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from agentmem.budget import Budget
 from agentmem.footprint import footprint
-from agentmem.history import Arena, HistoryBuffer, damaged, within
+from agentmem.history import Account, Arena, HistoryBuffer, damaged, unpaid, within
 
 RECENT = 64           # distinct texts that a new one is compared with
 TEXTS = 256           # texts that are deflated together at most
 TEXT_BYTES = 1 << 14  # about, of these
+GONE = 64             # records that go at the front together: their blocks are decoded for it
+COLUMN_BYTES = 1_500  # about what a new column takes
+TEXT_COSTS = 200      # and a recent text beside its bytes
 ROWS = 256            # numbers of a column that are sealed together
 MOST_TABLES = 255     # shapes of dicts with columns of their own
 TUPLE, INTEGER, NUMPY = 1, 2, 3  # msgpack's extension types
@@ -48,11 +52,16 @@ class RecordHistory(MutableSequence[Any]):
     schema : mapping of str to type, optional
         Keys of the dicts that will come, and `bool`, `int`, `float` or another type for each: where all records must
         be such dicts. None: whatever comes, shapes of dicts are found.
+    budget : Budget, optional
+        Is charged for what is held and room to grow. Its `on_short` may let records go. Copies, and what comes back
+        from a file, charge none.
 
     Raises
     ------
     TypeError
         A record that cannot be kept, by key and type; or, with a schema, one that is otherwise. Nothing has changed.
+    BudgetExceeded
+        No room for a record. Nothing has changed.
 
     Notes
     -----
@@ -77,9 +86,18 @@ class RecordHistory(MutableSequence[Any]):
     (10000, True)
     """
 
-    __slots__ = ("__weakref__", "_cut_off", "_forms", "_places", "_shapes", "_tables", "_texts", "maxlen", "schema")
+    __slots__ = (
+        "__weakref__", "_account", "_cut_off", "_forms", "_gone", "_places", "_shapes", "_tables", "_texts", "_went",
+        "maxlen", "schema",
+    )  # fmt: skip
 
-    def __init__(self, maxlen: int | None = None, *, schema: Mapping[str, type] | None = None) -> None:
+    def __init__(
+        self,
+        maxlen: int | None = None,
+        *,
+        schema: Mapping[str, type] | None = None,
+        budget: Budget | None = None,
+    ) -> None:
         self.maxlen = None if maxlen is None else operator.index(maxlen)
         if self.maxlen is not None and self.maxlen < 0:
             raise ValueError(f"maxlen={maxlen} given; expected at least 0, or None")
@@ -87,7 +105,10 @@ class RecordHistory(MutableSequence[Any]):
         for key, kind in (self.schema or {}).items():
             if type(key) is not str or kind not in NAMES:
                 raise TypeError(f"{key!r}: {kind!r} given; expected a key, and a type of what records hold")
+        self._account: Account | None = None
         self._begin()
+        if budget is not None:
+            self._account = Account(budget, self)
 
     def _begin(self) -> None:
         """Without a record."""
@@ -96,6 +117,8 @@ class RecordHistory(MutableSequence[Any]):
         self._texts = _Texts()
         self._tables: list[_Table] = []
         self._shapes: dict[Any, int] = {}
+        self._gone = 0                     # of the oldest records held: those that count no more
+        self._went = 0                     # records that were let go since the budget was told
         self._cut_off = 0                  # records that went at the end, whose texts may be here
 
     # ---- in
@@ -120,18 +143,26 @@ class RecordHistory(MutableSequence[Any]):
         shape = None
         if type(record) is dict and record and all(type(key) is str for key in record):
             shape = tuple((key, type(value)) for key, value in record.items())
-        k = self._shapes.get(shape) if shape else None
-        if shape and k is None and len(self._tables) < MOST_TABLES:
-            table = _Table(shape)
-            place = table.append(record)
+        k, table, values = self._prepared(record, shape)
+        if self._account is not None:
+            n_new = 0 if k or table is None else len(values)
+            nbytes = n_new * COLUMN_BYTES + sum(TEXT_COSTS + len(v) if type(v) is bytes else 16 for v in values)
+            if self._account.take(nbytes, self):  # the budget may have called what changes the log
+                k, table, values = self._prepared(record, shape)
+        if table is not None and not k:
             self._tables.append(table)
             k = self._shapes[shape] = len(self._tables)
-        elif k:
-            place = self._tables[k - 1].append(record)
-        else:
-            k, place = 0, self._texts.append(encoded(record))
+        place = self._texts.append(values[0]) if table is None else table.append(values)
         self._forms.append(k)
         self._places.append(place)
+
+    def _prepared(self, record: Any, shape: Any) -> tuple[int, _Table | None, list[Any]]:
+        """The form, the table, which may be a new one, and what goes into it."""
+        k = self._shapes.get(shape, 0) if shape else 0
+        table = self._tables[k - 1] if k else None
+        if shape and table is None and len(self._tables) < MOST_TABLES:
+            table = _Table(shape)
+        return k, table, [encoded(record)] if table is None else table.encoded(record)
 
     def _check(self, record: Any) -> None:
         assert self.schema is not None
@@ -155,6 +186,10 @@ class RecordHistory(MutableSequence[Any]):
             self._cut(first)
         else:
             self._replace(first, [record for k, record in enumerate(self[first:], first) if k not in wanted])
+        if self._account is not None and isinstance(i, slice):
+            with unpaid(self):  # and give back; of a few records, most bytes are of what went
+                if len(self) <= ROWS:
+                    self._replace(0, self[:])
 
     @overload
     def __setitem__(self, i: int, record: Any) -> None: ...
@@ -217,35 +252,48 @@ class RecordHistory(MutableSequence[Any]):
 
     def _replace(self, first: int, records: Iterable[Any]) -> None:
         """Have these behind the first records; where one is refused, those that were there."""
-        before = self[first:]
+        before, added = self[first:], 0
         self._cut(first)
         try:
             for record in records:
                 self._add(record)
+                added += 1
         except BaseException:
-            self._cut(first)
-            for record in before:
-                self._add(record)
+            with unpaid(self):
+                self._cut(max(0, len(self) - added))
+                for record in before:
+                    self._add(record)
             raise
         self._let_go()
 
     def _cut(self, n: int) -> None:
         """Let go of all records but the n oldest."""
+        self._went += len(self) - n
         if n == 0:  # and of what columns have become of shapes that came
             self._begin()
+            self._settle()
             return
-        forms, counts = np.unique(self._forms[n:], return_counts=True)
+        kept = n + self._gone
+        forms, counts = np.unique(self._forms[kept:], return_counts=True)
         for k, count in zip(forms.tolist(), counts.tolist(), strict=True):
             if k:
                 self._tables[k - 1].cut(count)
         self._cut_off += len(self) - n
-        self._forms._cut(n)
-        self._places._cut(n)
+        self._forms._cut(kept)
+        self._places._cut(kept)
         if self._cut_off > n + TEXTS:  # or their texts would stay
             records = self[:]
-            self._begin()
-            for record in records:
-                self._add(record)
+            with unpaid(self):
+                self._begin()
+                for record in records:
+                    self._add(record)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Give back to the budget where much has gone."""
+        if self._account is not None and self._went * 8 >= len(self):
+            self._account.settle(self.nbytes)
+            self._went = 0
 
     def _let_go(self) -> None:
         """Let the oldest go where there are more than `maxlen`."""
@@ -253,7 +301,12 @@ class RecordHistory(MutableSequence[Any]):
             self._forget(len(self) - self.maxlen)
 
     def _forget(self, n: int) -> None:
-        """Let the n oldest records go, and what no other needs."""
+        """Count the n oldest records out; sooner or later let them go, and what no other needs."""
+        self._gone += n
+        if self._gone < GONE and n == 1:
+            return
+        self._went += self._gone
+        n, self._gone = self._gone, 0
         forms, places = self._forms[:n], self._places[:n]
         for k in np.unique(forms).tolist():
             chosen = places[forms == k]
@@ -263,11 +316,12 @@ class RecordHistory(MutableSequence[Any]):
                 self._texts.forget_before(int(chosen.max()) + 1 - RECENT)
         self._forms._forget(n)
         self._places._forget(n)
+        self._settle()
 
     # ---- out
 
     def __len__(self) -> int:
-        return len(self._forms)
+        return len(self._forms) - self._gone
 
     @overload
     def __getitem__(self, i: int) -> Any: ...
@@ -288,7 +342,8 @@ class RecordHistory(MutableSequence[Any]):
         return self._span(k, k + 1)[0]
 
     def _span(self, first: int, last: int) -> list[Any]:
-        forms, places = self._forms[first:last], self._places[first:last]
+        held = slice(first + self._gone, last + self._gone)
+        forms, places = self._forms[held], self._places[held]
         out: list[Any] = [None] * (last - first)
         for k in np.unique(forms).tolist():
             where = np.flatnonzero(forms == k)
@@ -334,7 +389,7 @@ class RecordHistory(MutableSequence[Any]):
         for shape, k in self._shapes.items():
             shapes[k - 1] = [[key, NAMES.get(kind, "")] for key, kind in shape]
         return {
-            "maxlen": self.maxlen, "schema": schema, "shapes": shapes,
+            "maxlen": self.maxlen, "schema": schema, "shapes": shapes, "gone": self._gone,
             "tables": [table.header for table in self._tables], "forms": self._forms.header,
             "places": self._places.header, "texts": self._texts.header,
         }  # fmt: skip
@@ -370,7 +425,9 @@ class RecordHistory(MutableSequence[Any]):
                 raise ValueError(f"keys {known} of a table of {self._tables[-1]._keys}")
             self._shapes[known] = k + 1
         within(len(self._tables), 0, MOST_TABLES)
-        within(len(self), len(self._places), len(self._places) if self.maxlen is None else self.maxlen)
+        self._gone = within(header["gone"], 0, min(GONE - 1, n := len(self._forms)))
+        within(len(self), 0, n if self.maxlen is None else self.maxlen)
+        within(len(self._places), n, n)
         forms, places = self._forms[:], self._places[:]
         within(int(forms.max(initial=0)), 0, len(self._tables))
         self._texts.check(places[forms == 0])
@@ -384,7 +441,7 @@ class RecordHistory(MutableSequence[Any]):
     @property
     def nbytes(self) -> int:
         """All bytes held, every object counted."""
-        return footprint(self).total
+        return footprint(self, ignore=Budget).total
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} records, nbytes={self.nbytes})"
@@ -455,12 +512,15 @@ class _Table:
             made._columns.append(column)
         return made
 
-    def append(self, record: dict[str, Any]) -> int:
-        """The place of a new row."""
-        texts: list[Any] = [
+    def encoded(self, record: dict[str, Any]) -> list[Any]:
+        """For `append`: numbers, and texts of all else."""
+        return [
             encoded(value, key) if isinstance(column, _Column) else value
             for (key, value), column in zip(record.items(), self._columns, strict=True)
         ]
+
+    def append(self, texts: list[Any]) -> int:
+        """The place of a new row."""
         for k, (value, column) in enumerate(zip(texts, self._columns, strict=True)):
             if isinstance(column, HistoryBuffer) and type(value) is int and not -(2**63) <= value < 2**63:
                 self._columns[k] = _Column.of(column)
