@@ -12,7 +12,7 @@ import math
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MemberDescriptorType, MethodType, ModuleType
@@ -47,8 +47,7 @@ OURS = (
     SparseArray, Model, FilterResult, Trajectory, Population, HistoryBuffer, HistoryGroup, RecordHistory,
     ObservationBuffer, Budget, Scratch, ModelPool, Spill, Handle, Lazy,
 )  # fmt: skip
-ENTERED = dict, list, deque, tuple, set, frozenset
-RECORDS = type(None), bool, int, float, complex, str, bytes
+RECORDS = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +100,14 @@ def compact(
 ) -> Compaction:
     """Swap what an agent holds for equal containers of fewer bytes, in place; its own code goes on working.
 
-    ================================================  ==============================================================
-    `ndarray` of at least 64 states that is a         `SparseBelief`
-    belief: float32 or float64, sums to 1
-    other `ndarray` of 4 KiB or more                  `SparseArray`; a stochastic matrix goes into the `pool`
-    list or `deque(maxlen)` of 64 or more records:    `RecordHistory`
-    numbers, strings, tuples, dicts
-    `Model`                                           the equal one in the `pool`
-    ================================================  ==============================================================
+    =====================================================  =======================================================
+    ndarray of 64 or more floats that sum to 1: a belief   `SparseBelief`
+    other ndarray of 4 KiB or more                         `SparseArray`; a stochastic matrix goes into the `pool`
+    list or ``deque(maxlen)`` of 64 or more records        `RecordHistory`
+    `Model`                                                the equal one in the `pool`
+    =====================================================  =======================================================
+
+    Records are None, numbers, strings, and tuples and dicts of these.
 
     Parameters
     ----------
@@ -119,7 +118,8 @@ def compact(
         What may go of beliefs: entries below this share of the largest, or options of `SparseBelief.prune`. None: all
         numbers stay. Beliefs that were filtered with noise hardly have zeros: 1e-8 drops next to nothing of them.
     budget : Budget, optional
-        Is charged for all new containers, each under its path, before anything is swapped, and paid back as they go.
+        Is charged for all new containers, each under its path, before anything is swapped, and paid back as they go;
+        not for what they grow by.
     pool : ModelPool, optional
         Makes equal models and stochastic matrices (over the last axis or the first, two or three axes) one object,
         which is READ-ONLY: writing into one raises ValueError.
@@ -143,15 +143,17 @@ def compact(
     Each replacement has been compared to what it replaces; -0.0 becomes 0.0. Left alone, with the reason in the report:
     what would not be smaller; views, and arrays that others in the agent are views of; memory maps, subclasses of
     arrays, lists, deques and dicts (but what is in the latter three is seen to); arrays of complex numbers; deques
-    without `maxlen`; lists of lists, as tables are; what a tuple holds; arrays of other libraries, scipy's too.
+    without `maxlen`; lists of lists, as tables are; what a tuple holds; arrays of other libraries, scipy's too. What
+    classes, modules and functions hold is not looked at.
 
     What the agent's code must not rely on: views of an array that is swapped, and ``x is y`` of something outside the
     agent (give both as ``compact([agent, world])``). Slices of sparse arrays are copies, elements of them take
     microseconds. A record comes out as a copy: write ``e = log[-1]; e["x"] = 1; log[-1] = e``. A log is no `list` to
-    `isinstance` and `json`; `list(log)` is.
+    `isinstance` and `json` (`list(log)` is), and has no `popleft`, `appendleft` and `rotate` of a deque.
 
-    Peak memory is that of the agent before and after, and about three times its largest array. Some 10 ns a cell and
-    20 us a record; 1 us for any other object. No other thread may use the agent meanwhile.
+    Peak memory is that of the agent before and after and up to four times its largest array, ten times where `prune` is
+    other than relative. Some 10 ns a cell, 40 us a record, 10 us any other object. No other thread may use the agent
+    meanwhile.
 
     Examples
     --------
@@ -218,6 +220,7 @@ def _walk(agent: Any) -> tuple[list[_Held], dict[int, str]]:
     held: dict[int, _Held] = {}
     seen: dict[int, Any] = {}  # with the objects: ids are unique among the living
     viewed: dict[int, str] = {}
+    ways: dict[type, _Way] = {}
     stack: list[tuple[Any, str, _Place]] = [(agent, "agent", _Place(None, None, None))]
     while stack:
         value, path, place = stack.pop()
@@ -230,11 +233,36 @@ def _walk(agent: Any) -> tuple[list[_Held], dict[int, str]]:
             viewed.setdefault(id(owner), path)
         if isinstance(value, memoryview):
             viewed.setdefault(id(value.obj), path)
-        if _is_whole(value):
+        kind = type(value)
+        way = ways[kind] if kind in ways else ways.setdefault(kind, _way_into(kind))
+        if way.is_whole or (way.is_open and _is_whole(value)):
             held[id(value)] = _Held(path, value, [place])
-        else:
-            stack.extend([(part, path + step, where) for part, step, where in _parts(value)][::-1])
+        elif way.is_open:
+            stack.extend([(part, path + step, where) for part, step, where in _parts(value, way.slots)][::-1])
     return [*held.values()], viewed
+
+
+class _Way(NamedTuple):
+    """Whether objects of a type are swapped or left as a whole, whether what is in them is seen to, and their slots."""
+
+    is_whole: bool
+    is_open: bool
+    slots: tuple[MemberDescriptorType, ...] = ()
+
+
+def _way_into(kind: type) -> _Way:
+    if issubclass(kind, Model) or _is_foreign(kind):
+        return _Way(True, False)
+    if issubclass(kind, (ModuleType, type, MethodType, *OURS)) or hasattr(kind, "__globals__"):  # functions have these
+        return _Way(False, False)
+    members = [member for base in kind.__mro__ if "__slots__" in vars(base) for member in vars(base).values()]
+    return _Way(False, True, tuple(member for member in members if isinstance(member, MemberDescriptorType)))
+
+
+def _is_foreign(kind: type) -> bool:
+    """Whether it is an array of another library, which has compiled code of its own."""
+    is_array = any(hasattr(kind, name) for name in ("__array__", "__array_interface__", "tocoo"))
+    return is_array and not issubclass(kind, (np.ndarray, *OURS))
 
 
 def _is_whole(value: Any) -> bool:
@@ -243,15 +271,7 @@ def _is_whole(value: Any) -> bool:
         return type(value) is not np.ndarray or value.dtype != object
     if type(value) in (list, deque):
         return len(value) >= LONG and all(_is_record(entry, DEEP) for entry in value)
-    if isinstance(value, Model) or _is_foreign(value):
-        return True
-    return not isinstance(value, (*ENTERED, *OURS, type)) and sys.getsizeof(value, 0) >= LARGE
-
-
-def _is_foreign(value: Any) -> bool:
-    """Whether it is an array of another library, which has compiled code of its own."""
-    is_array = any(hasattr(type(value), name) for name in ("__array__", "__array_interface__", "tocoo"))
-    return is_array and not isinstance(value, OURS)
+    return not isinstance(value, dict | list | deque | tuple | set | frozenset) and sys.getsizeof(value, 0) >= LARGE
 
 
 def _is_record(value: Any, levels: int) -> bool:
@@ -265,49 +285,55 @@ def _is_record(value: Any, levels: int) -> bool:
     return all(_is_record(part, levels - 1) for part in parts)
 
 
-def _parts(value: Any) -> Iterator[tuple[Any, str, _Place]]:
-    """What is in an object, how its path goes on, and where it is stored."""
-    kind = type(value)
-    if issubclass(kind, ModuleType | type | MethodType) or hasattr(kind, "__globals__") or isinstance(value, OURS):
-        return
-    found: list[tuple[Any, str, _Place]] = []
-    if issubclass(kind, dict):
-        found += [(part, f"[{_key(key)}]", _Place(dict.__setitem__, value, key)) for key, part in dict.items(value)]
-    elif issubclass(kind, list):
-        found += [(part, f"[{i}]", _Place(list.__setitem__, value, i)) for i, part in enumerate(list.__iter__(value))]
-    elif issubclass(kind, deque):
-        found += [(part, f"[{i}]", _Place(deque.__setitem__, value, i)) for i, part in enumerate(deque.__iter__(value))]
-    elif issubclass(kind, tuple | set | frozenset):
-        found += [(part, f"[{i}]", _Place(None, value, i)) for i, part in enumerate(value)]
-    elif kind is np.ndarray:
+def _parts(value: Any, slots: tuple[MemberDescriptorType, ...]) -> Iterator[tuple[Any, str, _Place]]:
+    """What is in an object, how its path goes on, and where it is stored. Single numbers and short strings are not."""
+    if isinstance(value, dict):
+        yield from _stored(dict.items(value), dict.__setitem__, value, _key)
+    elif isinstance(value, list):
+        yield from _stored(enumerate(list.__iter__(value)), list.__setitem__, value, _at)
+    elif isinstance(value, deque):
+        yield from _stored(enumerate(deque.__iter__(value)), deque.__setitem__, value, _at)
+    elif isinstance(value, tuple | set | frozenset):
+        yield from _stored(enumerate(value), None, value, _at)
+    elif isinstance(value, np.ndarray):
         # A place is given by all its axes: NumPy would spread an array over what it took for more than one.
         put = np.ndarray.__setitem__ if value.flags.writeable and value.ndim else None
-        for at in np.ndindex(value.shape):
-            found.append((value[at], f"[{', '.join(map(str, at))}]", _Place(put, value, at)))
-    for base in kind.__mro__:
-        for name, member in [*vars(base).items()]:
-            if isinstance(member, MemberDescriptorType) and name not in ("__dict__", "__weakref__"):
-                try:
-                    part = member.__get__(value, kind)
-                except AttributeError:  # an empty slot
-                    continue
-                found.append((part, f".{name}", _Place(_put_slot, value, member)))
-    if kind.__dictoffset__:
+        yield from _stored(((at, value[at]) for at in np.ndindex(value.shape)), put, value, _at)
+    for slot in slots:
+        with suppress(AttributeError):  # it is empty
+            yield from _stored([(slot, slot.__get__(value))], _put_slot, value, _dot)
+    if type(value).__dictoffset__:
         attributes = object.__getattribute__(value, "__dict__")
-        for name, part in [*dict.items(attributes)]:
-            found.append((part, f".{name}", _Place(dict.__setitem__, attributes, name)))
-    for entry in found:
-        if not (type(entry[0]) in RECORDS or isinstance(entry[0], np.generic)) or sys.getsizeof(entry[0]) >= LARGE:
-            yield entry
+        yield from _stored(dict.items(attributes), dict.__setitem__, attributes, _dot)
+
+
+def _stored(
+    items: Iterable[tuple[Any, Any]],
+    put: Callable[[Any, Any, Any], object] | None,
+    holder: Any,
+    step: Callable[[Any], str],
+) -> Iterator[tuple[Any, str, _Place]]:
+    for key, part in items:
+        is_small = type(part) in RECORDS or isinstance(part, np.generic)
+        if not is_small or sys.getsizeof(part) >= LARGE:
+            yield part, step(key), _Place(put, holder, key)
 
 
 def _put_slot(holder: Any, member: MemberDescriptorType, value: Any) -> None:
     member.__set__(holder, value)
 
 
+def _dot(name: Any) -> str:
+    return f".{name.__name__ if isinstance(name, MemberDescriptorType) else name}"
+
+
+def _at(index: int | tuple[int, ...]) -> str:
+    return f"[{index if isinstance(index, int) else ', '.join(map(str, index))}]"
+
+
 def _key(key: Any) -> str:
     text = repr(key) if _is_record(key, DEEP) else type(key).__name__
-    return text if len(text) <= 40 else text[:37] + "..."
+    return f"[{text if len(text) <= 40 else text[:37] + '...'}]"
 
 
 # ---- the plan
@@ -377,7 +403,7 @@ def _why_not(thing: _Held, viewed: dict[int, str]) -> str:
     """Why a thing stays as it is, whatever its content; nothing where it need not."""
     value = thing.value
     if not isinstance(value, Model | np.ndarray | list | deque):
-        return "an array of another library" if _is_foreign(value) else "of no kind that could be swapped"
+        return "an array of another library" if _is_foreign(type(value)) else "of no kind that could be swapped"
     if isinstance(value, np.ndarray):
         if type(value) is not np.ndarray:
             return "a memory map" if isinstance(value, np.memmap) else "a subclass of ndarray"
