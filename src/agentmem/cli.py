@@ -270,7 +270,7 @@ def verify(seed: int, json_file: Path | None, plan: verification.Plan | None = N
         for measure in tasks:
             record = measure()
             records.append(record)
-            progress.update(task, advance=1, description=record.name)
+            progress.update(task, advance=1, description=f"checked {record.name}")
     if any(isinstance(record, verification.AgentRecord) for record in records):
         Console().print(report.verification_to_table(records))
     click.echo("\n" + report.verification_summary(records))

@@ -100,7 +100,7 @@ def step(agent: Agent, likelihood: Array, entry: Any, observation: Array) -> Rea
     row = len(agent.log)
     return (
         int(mode),
-        float(agent.belief.flat[mode]),
+        float(agent.belief[np.unravel_index(mode, agent.belief.shape)]),
         agent.log[-1],
         np.array(agent.observation[row % len(agent.observation)]),
         np.array(agent.transition[row % len(agent.transition)]),
