@@ -364,6 +364,44 @@ TestBesideADeque.settings = settings(max_examples=25, stateful_step_count=15, de
 
 
 @pytest.mark.parametrize(
+    ("dtype", "kept", "refused"),
+    [
+        ("S3", [b"ab", b"abc"], [b"abcd"]),
+        ("U2", ["ab"], ["abc"]),
+        ("M8[s]", ["2020-01-01", "NaT"], [np.datetime64("2020-01-01T00:00:00.5")]),
+        (np.float16, [0.1, np.inf, np.nan], [1e6]),
+        (np.float32, [0.1, 1e-50, 2**24], [1e40, 2**24 + 1]),
+        (np.float64, [2**53, -5], [2**53 + 1, 2**63 - 1, 2**64 - 1]),
+        (np.uint64, [2**64 - 1, 0], [2**64, -1, 1.0]),
+        (np.int64, [-(2**63), 2**63 - 1], [2**63, np.uint64(2**63), 0.5]),
+        (np.complex64, [1j], [1e300]),
+    ],
+)
+def test_what_would_come_back_otherwise_is_refused(dtype, kept, refused):
+    history, expected = am.HistoryBuffer(None, dtype=dtype), np.array(kept, dtype)
+    history.extend(np.array(kept) if np.dtype(dtype).kind in "SU" else expected)
+    history.extend(list(kept) if np.dtype(dtype).kind != "M" else expected)
+    for wrong in refused:
+        with pytest.raises((TypeError, ValueError)):
+            history.append(wrong)
+        with pytest.raises((TypeError, ValueError)):
+            history.extend([wrong, wrong])
+    assert same(history[:], np.concatenate([expected, expected]))
+    if np.dtype(dtype).kind in "iu":
+        group = am.HistoryGroup(2, None, dtype=dtype)
+        group.append(kept)
+        with pytest.raises((TypeError, ValueError)):
+            group.append([refused[0], kept[0]])
+        assert same(np.asarray(group), expected[np.newaxis])
+
+
+def test_an_iterator_meets_what_is_appended():
+    history = am.HistoryBuffer(None, dtype=int)
+    history.extend(range(800))
+    assert [history.append(x + 800) or int(x) for x in history if x < 2_000] == list(range(2_000))
+
+
+@pytest.mark.parametrize(
     ("options", "error", "says"),
     [
         ({"maxlen": -1}, ValueError, "maxlen=-1 given"),

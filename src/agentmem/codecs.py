@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from agentmem._core import CoreCoder, count_pairs
 
-MOST_SYMBOLS = 64  # of an alphabet that the entropy coder takes
+MOST_SYMBOLS = 64  # of an alphabet that the entropy coder takes: the same number as in _core/history.pyx, a C constant
 NOBODY = np.zeros(1, np.uint8)  # the context of a block's first symbol
 
 RAW, CONSTANT, DEFLATED, NARROWED, PACKED, RUNS, CODED, STEPS, DECIMALS, CHANGED = range(10)
@@ -210,6 +210,8 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     """The number, and where the next one begins."""
     number = shift = 0
     while True:
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
         number |= (data[at] & 127) << shift
         shift, at = shift + 7, at + 1
         if data[at - 1] < 128:

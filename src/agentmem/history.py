@@ -43,6 +43,7 @@ BLOCK_BYTES = 1 << 15  # of larger frames in a block
 RETRAIN = 8            # times as many numbers as a coder was made of are sealed before the next one is made
 ENOUGH = 1 << 16       # numbers that a group's coder is made of at most
 COARSE = 64            # blocks between two whose place in the arena is kept
+MOST_CHANGES = 2048    # frames in a row that are kept as what changed: a reader goes through all of them
 MOST_STEPS = 32        # in a block of a group
 SPARE = 1 << 8         # bytes to grow by that are reserved at least, beside an eighth of what is held
 PLAIN_AGENTS = 128     # of a group that are packed together where an entropy coder does not fit
@@ -126,7 +127,7 @@ class HistoryBuffer:
         self._alphabet: Alphabet | None = None
         self._sealed = 0    # frames in blocks, ever
         self._train_at = 0  # how many of them a new coder waits for
-        self._changes = 0   # bytes of changes since a frame was kept whole
+        self._changes = 0   # about the bytes of changes since a frame was kept whole
         self._gone = 0      # of the oldest frames held: those that count no more
         kind = _narrowest(0, 0, self.dtype) if self.dtype.kind in "iu" else self.dtype
         self._hot = np.empty((0, *self.shape), kind)
@@ -154,7 +155,7 @@ class HistoryBuffer:
 
     def extend(self, xs: Iterable[ArrayLike]) -> None:
         """Add frames, an iterable or (n, *shape). None of them if one does not fit."""
-        given = xs if isinstance(xs, np.ndarray) else np.asarray(list(xs))
+        given = xs if isinstance(xs, np.ndarray) else _array_like(list(xs), self.dtype)
         if not len(given):
             return
         frames = self._frames(given, (len(given), *self.shape))
@@ -279,7 +280,7 @@ class HistoryBuffer:
         if self._per_block == 1 and numbers.nbytes >= BLOCK_BYTES and self._changes < numbers.nbytes:
             changes = pack_changes(numbers, hot[1].astype(self.dtype).ravel())
             if len(changes) < numbers.nbytes // 8:  # else see what the frame itself takes
-                self._changes += len(changes)
+                self._changes += max(len(changes), numbers.nbytes // MOST_CHANGES)
                 return changes
         self._changes = 0
         if self.dtype.kind in "iub" and not self.shape and self._sealed >= self._train_at:
@@ -345,15 +346,14 @@ class HistoryBuffer:
         data = self._arena[k]
         if data[0] != CHANGED:
             return unpack(data, self._per_block * math.prod(self.shape), self.dtype, self._alphabet)
+        whole = k + 1
         if after is None:
-            whole = k + 1
             while whole < len(self._arena) and self._arena[whole][0] == CHANGED:
                 whole += 1
             after = self._hot[0].ravel() if whole == len(self._arena) else self._block(whole)
-            for j in range(whole - 1, k, -1):
-                after = self._block(j, after)
         numbers = after.astype(self.dtype)
-        unpack_changes(data, numbers)
+        for j in range(whole - 1, k - 1, -1):
+            unpack_changes(self._arena[j], numbers)
         return numbers
 
     def __iter__(self) -> Iterator[Any]:
@@ -510,7 +510,7 @@ class HistoryGroup:
 
     def append(self, row: ArrayLike) -> None:
         """Add a step: (n_agents,) numbers."""
-        given = np.asarray(row)
+        given = _array_like(row, self.dtype)
         if given.shape != (self.n_agents,):
             raise ValueError(f"row of shape {given.shape} given; expected ({self.n_agents},)")
         row = self._narrow(_checked(given, self.dtype))
@@ -994,14 +994,38 @@ def _narrowest(lowest: int, highest: int, dtype: np.dtype[Any]) -> np.dtype[Any]
     return dtype
 
 
+def _array_like(xs: Any, dtype: np.dtype[Any]) -> Frames:
+    """As np.asarray, which makes floats of ints beyond 2**63."""
+    given = np.asarray(xs)
+    if isinstance(xs, np.ndarray) or dtype.kind not in "iu" or given.dtype.kind not in "fO":
+        return given
+    exact = np.array(xs, object)
+    if not all(isinstance(x, int | np.integer) for x in exact.flat):
+        return given
+    try:
+        return exact.astype(dtype)
+    except OverflowError as error:
+        raise ValueError(f"{dtype} cannot hold what is given: {error}") from error
+
+
 def _checked(given: Frames, dtype: np.dtype[Any]) -> Frames:
-    """The same numbers in this dtype."""
+    """The same numbers in this dtype; only floats may be rounded, to floats."""
     if given.dtype == dtype:
         return given
     integers = given.dtype.kind in "iu" and dtype.kind in "iu"
     if not integers and not np.can_cast(given.dtype, dtype, "same_kind"):
         raise TypeError(f"{given.dtype} given; expected {dtype}")
-    cast = given.astype(dtype)
-    if dtype.kind in "iu" and len(wrong := np.flatnonzero((cast != given).ravel())):
-        raise ValueError(f"{given.ravel()[wrong[0]]} given; {dtype} cannot hold it")
+    if np.can_cast(given.dtype, dtype, "safe") and given.dtype.kind not in "iu":
+        return given.astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = given.astype(dtype)
+        if given.dtype.kind in "fc":
+            wrong = np.isfinite(given) != np.isfinite(cast)  # too large
+        else:
+            back = cast.astype(given.dtype)
+            wrong = (back != given) & ((back == back) | (given == given))  # NaT is NaT
+    if given.dtype.kind in "iu":
+        wrong |= (cast < 0) != (given < 0)
+    if wrong.any():
+        raise ValueError(f"{given[wrong].ravel()[0]} given; {dtype} cannot hold it")
     return cast
