@@ -6,6 +6,9 @@ Integers are brought to their distance from the smallest first. Here is no conta
 from __future__ import annotations
 
 import zlib
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +19,10 @@ from agentmem._core import CoreCoder, count_pairs
 MOST_SYMBOLS = 64  # of an alphabet that the entropy coder takes: the same number as in _core/history.pyx, a C constant
 NOBODY = np.zeros(1, np.uint8)  # the context of a block's first symbol
 
-RAW, CONSTANT, DEFLATED, NARROWED, PACKED, RUNS, CODED, STEPS, DECIMALS, CHANGED = range(10)
+ZSTD_BYTES = 1 << 13  # of a block that zstd is tried on: 3 to 12 % less than deflate on large frames, in half its time
+ZSTD_LEVEL = 9
+
+RAW, CONSTANT, DEFLATED, NARROWED, PACKED, RUNS, CODED, STEPS, DECIMALS, ZSTD, CHANGED = range(11)
 
 
 class Alphabet(NamedTuple):
@@ -70,7 +76,10 @@ def _packed(numbers: NDArray[Any], alphabet: Alphabet | None, *, steps: bool) ->
     data, item = numbers.tobytes(), numbers.dtype.itemsize
     if data == data[:item] * len(numbers):
         return [(CONSTANT, data[:item].rstrip(b"\0"))]
-    found = [(RAW, data), (DEFLATED, _deflate(_by_weight(data, item)))]
+    shuffled = _by_weight(data, item)
+    found = [(RAW, data), (DEFLATED, _deflate(shuffled))]
+    if len(data) >= ZSTD_BYTES and (zstd := _zstd()):
+        found.append((ZSTD, zstd.compress(shuffled, ZSTD_LEVEL)))
     if numbers.dtype in (np.float32, np.float64):
         for places in range(7):
             whole = _times(numbers, places)
@@ -116,6 +125,8 @@ def _unpack(data: bytes, n: int, dtype: np.dtype[Any], alphabet: Alphabet | None
         return np.repeat(np.frombuffer(data.ljust(item, b"\0"), dtype), n)
     if codec == DEFLATED:
         return np.frombuffer(_by_item(_inflate(data, n * item), item), dtype).copy()
+    if codec == ZSTD:
+        return np.frombuffer(_by_item(_from_zstd(data, n * item), item), dtype).copy()
     if codec == CODED:
         if alphabet is None:
             raise ValueError("a coded block without its coder")
@@ -264,6 +275,29 @@ def _by_item(data: bytes, item: int) -> bytes:
 def _deflate(data: bytes) -> bytes:
     packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)  # without zlib's 6 bytes of header
     return packer.compress(data) + packer.flush()
+
+
+@cache
+def _zstd() -> Any:
+    """The module, or None."""
+    for name in ("compression.zstd", "backports.zstd"):
+        with suppress(ImportError):
+            return import_module(name)
+    return None
+
+
+def _from_zstd(data: bytes, n_bytes: int) -> bytes:
+    zstd = _zstd()
+    if zstd is None:
+        raise ImportError("a block compressed by zstd, which is not installed: pip install 'agentmem-native[codecs]'")
+    unpacker = zstd.ZstdDecompressor()
+    try:
+        plain: bytes = unpacker.decompress(data, n_bytes + 1)
+    except zstd.ZstdError as error:
+        raise ValueError(f"damaged block: {error}") from error
+    if len(plain) != n_bytes or not unpacker.eof or unpacker.unused_data:
+        raise ValueError(f"{len(data)} bytes that do not hold {n_bytes}")
+    return plain
 
 
 def _inflate(data: bytes, n_bytes: int) -> bytes:
