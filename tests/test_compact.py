@@ -637,9 +637,11 @@ def test_a_short_budget_leaves_all_as_it_was(limit):
     budget, agent = am.Budget(limit), Thing(p=few(), T=sparse_rows(), log=entries())
     budget.reserve(50, "others")
     before = snapshot([agent])
-    with pytest.raises(am.BudgetExceeded, match=r"agent\.\w+ asks for"):
+    with pytest.raises(am.BudgetExceeded, match=r"agent\.\w+ asks for") as raised:
         am.compact(agent, budget=budget)
     assert snapshot([agent]) == before and budget.holders == {"others": 50}
+    assert raised.tb is not None  # which still holds what was planned
+    del raised
     gc.collect()
     assert budget.holders == {"others": 50}
 

@@ -54,13 +54,13 @@ RECORDS = frozenset({type(None), bool, int, float, complex, str, bytes})
 class Row:
     """One thing that an agent holds."""
 
-    path: str
+    path: str  # as in ``agent.model.B[0]``; of several, the first
     was: str
     now: str
     bytes_before: int
-    bytes_after: int
+    bytes_after: int  # none for what shares with another
     note: str = ""
-    pruned_mass: float = 0.0
+    pruned_mass: float = 0.0  # share of a belief
 
 
 @dataclass(frozen=True, slots=True)
