@@ -165,11 +165,11 @@ def test_many_agents_hold_what_they_hold(inputs):
 
     def ten_more(case):
         # The difference: NumPy keeps some kB of small blocks for later, whatever was traced.
-        five, fifteen = (hold(case, n, inputs, limit=Limit()).nbytes for n in (5, 15))
+        five, fifteen = (hold(case, n, inputs, limit=Limit(), steps=5).nbytes for n in (5, 15))
         return fifteen - five
 
     agent = inputs.compact_agent(case)
-    for _, given in zip(range(20), inputs.of(case), strict=False):
+    for _, given in zip(range(5), inputs.of(case), strict=False):
         step(agent, *given)
     parts = am.footprint(agent).parts
     transition, others = parts["transition"], am.footprint(agent).total - parts["transition"]
@@ -187,6 +187,47 @@ def test_a_run_is_sampled_ten_times(inputs):
 
 
 # ---- what is broken is told
+
+
+def forgetful(agent):
+    agent.log, kept = am.RecordHistory(maxlen=100), agent.log
+    agent.log.extend(kept)
+
+
+def blurred(agent):
+    agent.belief = np.asarray(agent.belief).astype(np.float16).astype(np.float32)
+
+
+def moved(agent):
+    agent.transition = np.asarray(agent.transition).copy()
+    agent.transition[105] = np.roll(agent.transition[105], 1)  # read at the fifth step
+
+
+def hoarding(agent):
+    agent.hidden = np.ones(100_000)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "what"),
+    [
+        (forgetful, ["entries of the log that differ", "steps that read otherwise"]),
+        (blurred, ["belief", "steps that read otherwise"]),
+        (moved, ["cells of the transition that differ", "steps that read otherwise"]),
+        (hoarding, ["agent beside dense"]),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_a_broken_agent_is_found_out(breaks, what):
+    class Broken(Inputs):
+        def compact_agent(self, case, number=0):
+            agent = super().compact_agent(case, number)
+            breaks(agent)
+            return agent
+
+    case = replace(USUAL, transition="dense")
+    record = compare(case, Broken(SMALL, 1), limit=Limit())
+    assert broken(record) == [f"{case}: {promise}" for promise in what]
+    assert record.readings_differ == {forgetful: 20, moved: 1, hoarding: 0}.get(breaks, record.readings_differ)
 
 
 @pytest.fixture
