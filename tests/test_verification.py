@@ -252,8 +252,8 @@ def test_a_lost_entry_differs(twins):
 
 def test_an_entry_of_another_type_differs(twins):
     ours, dense = twins
-    ours.log, dense.log = [1, 2.0, True], [True, 2.0, 1]
-    assert differences(ours, dense).log == 2
+    ours.log, dense.log = [1, 2.0, True, {"x": 1, "y": 2}], [True, 2.0, 1, {"x": 1.0, "y": 2}]
+    assert differences(ours, dense).log == 3
 
 
 def test_a_belief_off_by_a_thousandth_differs(twins):

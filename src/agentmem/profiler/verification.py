@@ -371,7 +371,7 @@ def is_same_reading(found: Reading, expected: Reading, dense: Agent) -> bool:
 
 
 def is_same(entry: Any, expected: Any) -> bool:
-    return type(entry) is type(expected) and bool(entry == expected)
+    return repr(entry) == repr(expected)  # 1, 1.0 and True are equal
 
 
 def cells_differ(found: Array, expected: Array) -> int:
