@@ -22,7 +22,7 @@ NOBODY = np.zeros(1, np.uint8)  # the context of a block's first symbol
 ZSTD_BYTES = 1 << 13  # of a block that zstd is tried on: 3 to 12 % less than deflate on large frames, in half its time
 ZSTD_LEVEL = 9
 
-RAW, CONSTANT, DEFLATED, NARROWED, PACKED, RUNS, CODED, STEPS, DECIMALS, ZSTD, CHANGED = range(11)
+RAW, CONSTANT, DEFLATED, NARROWED, PACKED, RUNS, CODED, STEPS, DECIMALS, SUPPORT, ZSTD, CHANGED = range(12)
 
 
 class Alphabet(NamedTuple):
@@ -80,6 +80,10 @@ def _packed(numbers: NDArray[Any], alphabet: Alphabet | None, *, steps: bool) ->
     found = [(RAW, data), (DEFLATED, _deflate(shuffled))]
     if len(data) >= ZSTD_BYTES and (zstd := _zstd()):
         found.append((ZSTD, zstd.compress(shuffled, ZSTD_LEVEL)))
+    is_set = np.frombuffer(data, np.uint8).reshape(-1, item).any(axis=1)  # by bits: -0.0 is
+    if len(data) >= ZSTD_BYTES and (n_set := int(np.count_nonzero(is_set))) * 2 < len(numbers):
+        support = np.packbits(is_set).tobytes() + _by_weight(numbers[is_set].tobytes(), item)
+        found.append((SUPPORT, _varint(n_set) + _deflate(support)))
     if numbers.dtype in (np.float32, np.float64):
         for places in range(7):
             whole = _times(numbers, places)
@@ -127,6 +131,8 @@ def _unpack(data: bytes, n: int, dtype: np.dtype[Any], alphabet: Alphabet | None
         return np.frombuffer(_by_item(_inflate(data, n * item), item), dtype).copy()
     if codec == ZSTD:
         return np.frombuffer(_by_item(_from_zstd(data, n * item), item), dtype).copy()
+    if codec == SUPPORT:
+        return _from_support(data, n, dtype)
     if codec == CODED:
         if alphabet is None:
             raise ValueError("a coded block without its coder")
@@ -150,6 +156,19 @@ def _unpack(data: bytes, n: int, dtype: np.dtype[Any], alphabet: Alphabet | None
     else:
         raise ValueError(f"no codec {codec}")
     return numbers_of(narrow, lowest, dtype)
+
+
+def _from_support(data: bytes, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    (n_set, at), n_bits, item = _read_varint(data, 0), (n + 7) // 8, dtype.itemsize
+    if n_set > n:
+        raise ValueError(f"{n_set} of {n} numbers")
+    plain = _inflate(data[at:], n_bits + n_set * item)
+    is_set = np.unpackbits(np.frombuffer(plain[:n_bits], np.uint8), count=n).view(np.bool_)
+    if np.count_nonzero(is_set) != n_set:
+        raise ValueError(f"{n_set} numbers at {np.count_nonzero(is_set)} places")
+    numbers = np.zeros(n, dtype)
+    numbers[is_set] = np.frombuffer(_by_item(plain[n_bits:], item), dtype)
+    return numbers
 
 
 def pack_changes(frame: NDArray[Any], after: NDArray[Any]) -> bytes:

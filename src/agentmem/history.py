@@ -79,7 +79,8 @@ class HistoryBuffer:
     -----
     What is in comes out bit for bit. `append` is O(frame), and once a block O(block) more; `h[i]` decodes one block,
     of 768 numbers or some 32 KiB. Integers that span at most 64 take about the entropy of each given the one before.
-    A frame of 32 KiB or more is kept as what changed until the next one, where that is little. One writer.
+    A frame of 32 KiB or more is kept as what changed until the next one, or as support and values, where that is less;
+    a SparseArray may be given, and takes its dense form for the time of `append`. One writer.
 
     Examples
     --------
