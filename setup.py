@@ -27,7 +27,9 @@ extensions = [
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=flags,
     )
-    for name in ("array", "scratch", "model", "step", "belief", "population", "text", "policy", "history")
+    for name in (
+        "array", "elementwise", "scratch", "model", "step", "belief", "population", "text", "policy", "history"
+    )
 ]
 
 setup(

@@ -5,6 +5,7 @@ import operator
 import pickle
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -455,3 +456,161 @@ def test_what_is_known_of_a_read_only_operand_is_true():
             assert np.array_equal(x[:2] * y[:3].view("f4")[:2], x.to_dense()[:2] * cells[:3].view("f4")[:2])
     assert read_only(x) is not x
     assert not read_only(x).flags.writeable
+
+
+# ---- large arrays, which kernels go through in parts
+
+LARGE = 300_000
+IN_PLACE = [np.multiply, np.true_divide, np.minimum, np.fmod, np.arctan2, np.copysign, np.greater, np.logical_and]
+
+
+def large_cells(share, dtype, seed=1):
+    rng = np.random.default_rng(seed)
+    cells = np.zeros(LARGE, dtype)
+    if share == 1:
+        cells[:] = 2
+    else:
+        support = rng.choice(LARGE, int(share * LARGE), replace=False)
+        cells[support] = rng.integers(1, 100, len(support)) / (1 if dtype[0] in "iu" else 7)
+    return cells
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2"])
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.5, 0.98, 0.9999, 1])
+@pytest.mark.parametrize("ufunc", IN_PLACE)
+def test_large_arrays_meet_each_other_numbers_and_cells(ufunc, share, dtype):
+    cells = large_cells(share, dtype)
+    rng = np.random.default_rng(2)
+    likelihood = rng.uniform(0.5, 1, LARGE).astype(dtype)
+    numbers = (2.5, np.float32(0.5), cells.dtype.type(0))
+    for other in (*numbers, likelihood, likelihood[::-1], cells > 40, large_cells(0.3, "f4", 2)):
+        for operand in (other, SparseArray(other)) if isinstance(other, np.ndarray) else (other,):
+            x = SparseArray(cells)
+            expected = ufunc(cells, other)
+            found = ufunc(x, operand)
+            np.testing.assert_array_equal(found, expected)
+            if isinstance(found, SparseArray):
+                found._check()
+            flipped = ufunc(operand, x)
+            np.testing.assert_array_equal(flipped, ufunc(other, cells))
+            dense = cells.copy()
+            try:
+                ufunc(dense, other, out=dense)
+            except TypeError:
+                with pytest.raises(TypeError):
+                    ufunc(x, operand, out=x)
+            else:
+                assert ufunc(x, operand, out=x) is x
+            np.testing.assert_array_equal(x, dense)
+            x._check()
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.5, 0.98, 0.9999, 1])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_large_arrays_are_reduced(share, sign):
+    cells = sign * large_cells(share, "f8")
+    for poisoned in (None, 5, 299_999):
+        if poisoned is not None:
+            cells[poisoned] = np.nan
+        x = SparseArray(cells)
+        for name in ("min", "max", "argmin", "argmax", "any", "all"):
+            np.testing.assert_array_equal(getattr(x, name)(), getattr(cells, name)())
+        np.testing.assert_allclose(x.sum(), cells.sum(), rtol=1e-13)
+        assert x.sum(initial=3).dtype == cells.sum(initial=3).dtype
+        np.testing.assert_allclose(x.reshape(300, 1000).sum(axis=0), cells.reshape(300, 1000).sum(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.98])
+def test_what_numpy_raises_of_numbers_it_raises_when_all_is_written(share):
+    cells = large_cells(share, "f4")
+    cells[LARGE // 2] = 1e30
+    for errors in ({"over": "raise"}, {"over": "warn"}):
+        x, dense = SparseArray(cells), cells.copy()
+        with np.errstate(**errors), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for array in (x, dense):
+                with pytest.raises((FloatingPointError, RuntimeWarning), match="overflow"):
+                    array *= np.float32(1e20)
+        np.testing.assert_array_equal(x, dense)
+        x._check()
+        with np.errstate(over="ignore"):
+            x *= 1  # nobody is writing any more
+
+
+def test_signed_zeros_and_what_underflows_vanish():
+    for share in (0.01, 0.3, 0.98, 1):
+        cells = large_cells(share, "f4")
+        x = SparseArray(cells)
+        x *= np.float32(-0.0)
+        assert x.nnz == 0 and x.storage == "pairs"
+        x = SparseArray(cells)
+        x *= np.where(np.arange(LARGE) % 3, np.float32(1e-44), np.float32(-1e-46))
+        x._check()
+        assert not np.signbit(x.to_dense()[x.to_dense() == 0]).any()
+
+
+def test_cells_beyond_32_bits_are_picked():
+    size = 2**32
+    x = SparseArray.from_indices([3, size - 2], [1.0, 2.0], size)
+    x *= 4
+    assert ((x > 5) * x).to_scipy().data.tolist() == [8.0]
+    assert x.argmax() == size - 2 and x.argmin() == 0 and x.sum() == 12 and x[size - 2] == 8
+    y = SparseArray.from_indices(np.arange(3), np.arange(1, 4), size)
+    assert (-y).argmax() == 3
+
+
+def test_a_reader_sees_a_moment_whatever_another_thread_writes():
+    """Sums are of one moment; a reader may be told that somebody is writing, the writer never that somebody reads."""
+    x = SparseArray(large_cells(0.3, "f8") > 0, dtype="f8")
+    whole = x.sum()
+    seen, failures = set(), []
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            try:
+                seen.add(float(x.sum()) / whole)
+                seen.add(float((x * 1).values.sum()) / whole)
+                x.argmax()
+            except RuntimeError as error:
+                if "while another thread" not in str(error):
+                    failures.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for thread in readers:
+        thread.start()
+    try:
+        for k in range(40):
+            x *= 2
+            x /= 2
+            x[...] = x.to_dense() * 2
+            x /= 2
+            x[LARGE - 1 - k] = 0
+            x[LARGE - 1 - k] = 1
+            x[LARGE - 1 - k] = 0
+    finally:
+        done.set()
+        for thread in readers:
+            thread.join()
+    x._check()
+    assert not failures
+    assert all(abs(total - round(total)) < 0.01 for total in seen)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.98, 1])
+def test_cells_of_large_arrays_are_written(share):
+    rng = np.random.default_rng(3)
+    cells = large_cells(share, "f4").reshape(300, 1000)
+    x = SparseArray(cells)
+    for value in (1, 0, -0.0, 2, np.nan):
+        for _ in range(20):
+            row, column = int(rng.integers(300)), int(rng.integers(1000))
+            for array in (x, cells):
+                array[row, column] = value
+                array[row, column - 5 : column] = value
+                array[[row, 0, row], [column, 3, column]] = [1, 2, value]
+    np.testing.assert_array_equal(x, cells)
+    x._check()
+    for key in (slice(None, None, -1), (5, slice(None, None, -7)), (slice(3, 9), slice(1, 2))):
+        np.testing.assert_array_equal(x[key], cells[key])

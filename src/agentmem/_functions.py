@@ -100,16 +100,6 @@ def statistic(function: Any, x: CoreArray, axis: Any, dtype: Any, keepdims: bool
     return result.astype(dtype).reshape(shape)[()]  # a NumPy scalar for shape ()
 
 
-def with_first_zero(x: CoreArray) -> tuple[Any, Any]:
-    """Positions and values of the entries and of the first zero cell, ascending."""
-    positions, values = x.indices, x.values
-    if len(positions) == x.size:
-        return positions, values
-    gaps = np.flatnonzero(positions != np.arange(len(positions)))
-    at = int(gaps[0]) if len(gaps) else len(positions)
-    return np.insert(positions, at, at), np.insert(values, at, 0)
-
-
 @implements(np.count_nonzero)
 def count_nonzero(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
     if axis is None and not keepdims:

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from agentmem._core import CoreArray, one_writer
+from agentmem._core import CoreArray, alike, entrywise, entrywise_into, one_writer, reduce_stored
 from agentmem._positions import broadcast_pairs, cells_at, coordinates, flatten, merge, normalize_axes
 
 STORABLE = frozenset("?bBhHiIlLqQefd")  # the dtypes that an array may keep
 AS_GIVEN = (CoreArray, np.ndarray, np.generic, bool, int, float)  # to a ufunc; a list is made an array
+NEARLY_DENSE = 8  # cells to an entry, up to which dense copies are faster than merged positions
+WORTH_GROUPING = 64  # the same, for sums along an axis
 PROBE_CELLS = 2048  # of a dense operand, looked at in one go
 ORDER_FREE = {
     np.add, np.multiply, np.maximum, np.minimum, np.fmax, np.fmin,
@@ -169,19 +171,25 @@ def elementwise(
     shape = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
     if shape == () or any(o is not None and o.shape != shape for o in out):
         return None
+    cls = most_derived(operands)
+    operands = uniform_as_numbers(operands, shape, out)
     sparse = [x for x in operands if isinstance(x, CoreArray)]
-    if not out and any(x.storage in ("dense", "uniform") for x in sparse):
-        return rebuild(ufunc, operands, options)
-    has_zeros = any(x.nnz < x.size for x in sparse)
-    pairs = [broadcast_pairs(x, shape) if isinstance(x, CoreArray) else None for x in operands]
-    supports = [pair[0] for pair in pairs if pair is not None]
-    for x in operands if has_zeros else ():
+    off_support = [np.zeros(0, np.intp)]
+    for x in operands if any(x.nnz < x.size for x in sparse) else ():
         if isinstance(x, np.ndarray) and x.ndim:
-            supports.append(nonzero_off_support(ufunc, operands, x, shape))
+            off_support.append(nonzero_off_support(ufunc, operands, x, shape))
         elif not isinstance(x, CoreArray):  # a scalar: one look tells of all cells
             zeros = [np.zeros(1, y.dtype) if isinstance(y, CoreArray) else y for y in operands]
             if any(np.count_nonzero(r) for r in outputs(ufunc(*zeros, **options))):
-                return None if out else rebuild(ufunc, operands, options)
+                return None if out else rebuild(ufunc, operands, options, cls)
+    if not any(map(len, off_support)):
+        made = where_stored(ufunc, operands, shape, out, options, cls)
+        if made is not None:
+            return made
+    if any(x.storage in ("dense", "uniform") or x.nnz * NEARLY_DENSE > x.size for x in sparse):
+        return None if out else rebuild(ufunc, operands, options, cls)
+    pairs = [broadcast_pairs(x, shape) if isinstance(x, CoreArray) else None for x in operands]
+    supports = [pair[0] for pair in pairs if pair is not None] + off_support
     support = supports[0]
     for other in supports[1:]:
         if len(other) and not np.array_equal(support, other):
@@ -201,7 +209,6 @@ def elementwise(
     results = outputs(ufunc(*cells, **options))
     if any(r.dtype.char not in STORABLE for r in results):
         return None
-    cls = most_derived(operands)
     made = []
     for r, target in zip(results, out or (None,) * len(results), strict=True):
         if target is None:
@@ -212,12 +219,52 @@ def elementwise(
     return made[0] if len(made) == 1 else tuple(made)
 
 
-def rebuild(ufunc: np.ufunc, operands: tuple[Any, ...], options: dict[str, Any]) -> Any:
+def uniform_as_numbers(operands: tuple[Any, ...], shape: tuple[int, ...], out: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The operands with what is the same in every cell as a number, beside an array that is not."""
+    arrays = [x for x in operands if isinstance(x, CoreArray)]
+    if any(x.shape != shape for x in arrays) or all(x.storage == "uniform" for x in arrays):
+        return operands
+    return tuple(
+        x._lookup(np.zeros(1, np.intp))[0]
+        if isinstance(x, CoreArray) and x.storage == "uniform" and not any(x is o for o in out)
+        else x
+        for x in operands
+    )
+
+
+def where_stored(
+    ufunc: np.ufunc,
+    operands: tuple[Any, ...],
+    shape: tuple[int, ...],
+    out: tuple[Any, ...],
+    options: dict[str, Any],
+    cls: Any,
+) -> Any:
+    """The result where all arrays have their values in the same places; None where they have not."""
+    arrays = [x for x in operands if isinstance(x, CoreArray)]
+    if any(x.shape != shape for x in arrays) or not all(alike(arrays[0], x) for x in arrays[1:]):
+        return None
+    given: list[Any] = []
+    for x in operands:
+        if isinstance(x, np.ndarray) and x.ndim:
+            is_plain = x.shape == shape and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative
+            if not is_plain or arrays[0].storage == "uniform":
+                return None
+            x = x.reshape(-1)
+        given.append(x)
+    if len(out) == 1 and any(out[0] is x for x in arrays):
+        entrywise_into(ufunc, tuple(given), options, out[0])
+        return out[0]
+    made = None if out else entrywise(ufunc, tuple(given), options, cls)
+    return made if made is None or len(made) > 1 else made[0]
+
+
+def rebuild(ufunc: np.ufunc, operands: tuple[Any, ...], options: dict[str, Any], cls: Any) -> Any:
     """The same result through dense arrays: for when hardly a cell stays zero."""
     results = outputs(ufunc(*densify(operands), **options))
     if any(r.dtype.char not in STORABLE for r in results):
         return None
-    made = tuple(most_derived(operands)._from_cells(r) for r in results)
+    made = tuple(cls._from_cells(r) for r in results)
     return made[0] if len(made) == 1 else made
 
 
@@ -234,13 +281,14 @@ def reduce_entries(
     shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
     n_kept = int(np.prod(shape))
     n_reduced = x.size // n_kept
-    values = x.values
-    if n_kept == 1 and len(axes) == x.ndim:
-        if len(values) < n_reduced:
-            values = np.append(values, np.zeros(1, x.dtype))
-        result = ufunc.reduce(values, dtype=dtype, **initial)
-        return np.reshape(result, shape) if keepdims else result
     zero = ufunc.reduce(np.zeros(1, x.dtype), dtype=dtype)
+    if n_kept == 1 and len(axes) == x.ndim:
+        stored = reduce_stored(ufunc, x, dtype) + [zero] * (x.nnz < x.size)
+        result = ufunc.reduce(np.array(stored, zero.dtype), dtype=dtype, **initial)
+        return np.reshape(result, shape) if keepdims else result
+    if x.nnz * WORTH_GROUPING > x.size:
+        return None
+    values = x.values
     out = np.full(n_kept, zero)
     if len(values):
         group, order, starts = group_entries(x, shape)

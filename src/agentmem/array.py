@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from agentmem import _functions
-from agentmem._core import CoreArray, one_writer
+from agentmem._core import CoreArray, extreme, one_writer
 from agentmem._positions import (
     basic_ranges,
     coordinates,
@@ -26,7 +26,7 @@ from agentmem._positions import (
     stand_in,
     strides_of,
 )
-from agentmem._ufuncs import STORABLE, Content, call_dense, call_ufunc, densify
+from agentmem._ufuncs import NEARLY_DENSE, STORABLE, Content, call_dense, call_ufunc, densify
 
 NO_POSITIONS = np.zeros(0, np.intp)
 
@@ -343,7 +343,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         key = densify(key)
         picked = stand_in(self.shape)[key]
         ranges = basic_ranges(key, self.shape)
-        if ranges is None or isinstance(picked, np.generic):
+        if ranges is None or isinstance(picked, np.generic) or picked.size <= self.nnz:
             cells = self._lookup(picked_positions(key, self.shape))
             if isinstance(picked, np.generic):
                 return cells[0]
@@ -354,6 +354,10 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         with one_writer([self]):
+            is_all = key is ... or (type(key) is slice and key == slice(None) and self.ndim > 0)
+            if is_all and isinstance(value, np.ndarray | CoreArray) and value.shape == self.shape:
+                self._set_cells(self.shape, densify(value).astype(self.dtype, "C", copy=False).reshape(-1))
+                return
             if not is_full_mask(key, self.shape):
                 key = densify(key)
                 picked = stand_in(self.shape)[key]
@@ -361,7 +365,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
             else:
                 n_picked = key.nnz if isinstance(key, CoreArray) else int(np.count_nonzero(key))
                 shape = (n_picked,)
-            if n_picked * 8 > self.size:
+            if n_picked * NEARLY_DENSE > self.size:
                 cells = self.to_dense()
                 cells[densify(key)] = densify(value)
                 self._set_cells(self.shape, cells.reshape(-1))
@@ -371,12 +375,19 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
             positions = picked_positions(key, self.shape)
             # of a cell picked twice, the last value stays
             positions, last = np.unique(positions[::-1], return_index=True)
+            written = written.reshape(-1)[::-1][last]
+            if self._put(positions, written):
+                return
+            if self.nnz * NEARLY_DENSE > self.size:
+                cells = self.to_dense().reshape(-1)
+                cells[positions] = written
+                self._set_cells(self.shape, cells)
+                return
             kept = ~np.isin(self.indices, positions)
             self._become(
                 self.shape,
                 *sort_pairs(
-                    np.concatenate([self.indices[kept], positions]),
-                    np.concatenate([self.values[kept], written.reshape(-1)[::-1][last]]),
+                    np.concatenate([self.indices[kept], positions]), np.concatenate([self.values[kept], written])
                 ),
             )
 
@@ -523,8 +534,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         if out is None and self.size and axis is not None and self.ndim > 1:
             result = _functions.by_row(function, self, axis, keepdims)
         elif out is None and not keepdims and self.size and axis in (None, 0, -1):
-            positions, values = _functions.with_first_zero(self)
-            result = positions[function(values)]
+            result = np.intp(extreme(self, function, np.greater if function is np.argmax else np.less))
         if result is None:
             with one_writer([out]):
                 result = call_dense(function, (self, axis, out), {"keepdims": keepdims}, (out,))

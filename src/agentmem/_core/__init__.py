@@ -7,6 +7,7 @@ fails. Kernels hold the GIL for small work only, and borrow their workspaces fro
 
 from agentmem._core.array import CoreArray, one_writer
 from agentmem._core.belief import CoreBelief
+from agentmem._core.elementwise import alike, entrywise, entrywise_into, extreme, reduce_stored
 from agentmem._core.history import CoreCoder, CoreLanes, count_pairs
 from agentmem._core.model import CoreModel
 from agentmem._core.policy import CoreSensors
@@ -23,8 +24,13 @@ __all__ = [
     "CoreModel",
     "CoreSensors",
     "Scanner",
+    "alike",
     "count_pairs",
+    "entrywise",
+    "entrywise_into",
+    "extreme",
     "one_writer",
+    "reduce_stored",
     "release_scratch",
     "scratch_nbytes",
 ]

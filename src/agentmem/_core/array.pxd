@@ -1,5 +1,5 @@
 cimport numpy as cnp
-from libc.stdint cimport INT32_MAX
+from libc.stdint cimport INT32_MAX, uint64_t
 
 from agentmem._core.types cimport BITMAP, DENSE, PAIRS, UNIFORM, index_t
 
@@ -15,6 +15,7 @@ cdef class CoreArray:
     cdef unsigned char writing        # a writer is inside: a second one gets RuntimeError
     cdef unsigned char is_measure     # 1: known to be finite, non-negative and not all zero; 2: and normalised
     cdef unsigned char is_read_only   # a writer gets ValueError
+    cdef unsigned char is_lent        # a `Moment` reads the block: it is neither written nor freed
 
 
 # ---- leaves: sizes and layout. Inline: called through a module's table they cost an agent's step a tenth.
@@ -76,6 +77,35 @@ cdef inline int smallest_storage(int now, Py_ssize_t n_stored, Py_ssize_t n_cell
     return best
 
 
+cdef class Moment(CoreArray):
+    cdef CoreArray lender
+
+
+cdef inline Py_ssize_t cells_stored(CoreArray self) noexcept nogil:
+    """How many values the block holds."""
+    if self.storage == DENSE:
+        return self.n_cells
+    return 1 if self.storage == UNIFORM else self.n_stored
+
+
+cdef inline char* values_of(CoreArray self) noexcept nogil:
+    return self.block + value_offset(self.storage, self.n_cells)
+
+
+cdef inline char* positions_of(CoreArray self) noexcept nogil:
+    return self.block + index_offset(self.storage, self.n_stored, self.n_cells, item_size(self.type_num))
+
+
+cdef Py_ssize_t clear_zeros(char* values, Py_ssize_t n, int type_num) noexcept nogil
+cdef int settle(CoreArray self, Py_ssize_t n_zeros) except -1
+cdef Py_ssize_t count_bits(const uint64_t* words, Py_ssize_t n_words) noexcept nogil
+cdef int n_extents(int n_axes, Py_ssize_t n_cells) noexcept nogil
+cdef void read_extents(CoreArray self, Py_ssize_t* extents) noexcept nogil
+cdef char* new_block(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item,
+                     int n_axes, const Py_ssize_t* extents) noexcept nogil
+cdef int check_readable(CoreArray self) except -1
+cdef CoreArray moment_of(CoreArray self)
+cdef int own_block(CoreArray self) except -1
 cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept nogil
 cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_cells,
                 int n_axes, int type_num)

@@ -79,7 +79,7 @@ cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept
     """Give `self` an exact block for so many entries in this form, to be filled at once; NULL (as before) without memory.
 
     Shape and dtype stay, the content does not: the old block is used again where it is large enough, which spares a
-    large one its page faults. The caller has all it needs of the old content and lets no reader in.
+    large one its page faults. The caller has all it needs of the old content, which is not lent, and lets no reader in.
     """
     cdef Py_ssize_t item = item_size(self.type_num)
     cdef Py_ssize_t size = block_size(storage, n_stored, self.n_cells, item, self.n_axes)
@@ -188,6 +188,151 @@ cdef void expand(int storage, const char* block, Py_ssize_t n, Py_ssize_t n_cell
                 cells[(<const int64_t*> positions)[k]] = values[k]
 
 
+cdef Py_ssize_t count_bits(const uint64_t* words, Py_ssize_t n_words) noexcept nogil:
+    cdef Py_ssize_t w, n = 0
+    cdef uint64_t word
+    for w in range(n_words):  # by pairs, nibbles, bytes: no flag asks for the processor's own instruction
+        word = words[w] - ((words[w] >> 1) & 0x5555555555555555ULL)
+        word = (word & 0x3333333333333333ULL) + ((word >> 2) & 0x3333333333333333ULL)
+        n += (((word + (word >> 4)) & 0x0F0F0F0F0F0F0F0FULL) * 0x0101010101010101ULL) >> 56
+    return n
+
+
+cdef uint64_t sign_bit(int type_num) noexcept nogil:
+    """The bit that tells -0.0 from 0.0; none for what is no float."""
+    if type_num == cnp.NPY_DOUBLE:
+        return (<uint64_t> 1) << 63
+    if type_num == cnp.NPY_FLOAT:
+        return (<uint64_t> 1) << 31
+    return (<uint64_t> 1) << 15 if type_num == cnp.NPY_FLOAT16 else 0
+
+
+cdef Py_ssize_t count_zeros_in(const cell_t* values, Py_ssize_t n, cell_t mask) noexcept nogil:
+    cdef Py_ssize_t k = 0, stop, lane, found = 0
+    cdef cell_t[16] few  # side by side, in numbers as narrow as the values: four times as fast as one count
+    while k + 16 <= n:
+        for lane in range(16):
+            few[lane] = 0
+        stop = min(k + 16 * 100, n - 15)
+        while k < stop:
+            for lane in range(16):
+                few[lane] += (values[k + lane] & mask) == 0
+            k += 16
+        for lane in range(16):
+            found += few[lane]
+    while k < n:
+        found += (values[k] & mask) == 0
+        k += 1
+    return found
+
+
+cdef void clear_zeros_in(cell_t* values, Py_ssize_t n, cell_t mask) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        values[k] = values[k] if values[k] & mask else 0
+
+
+cdef Py_ssize_t count_zeros(const char* values, Py_ssize_t n, int type_num) noexcept nogil:
+    cdef Py_ssize_t item = item_size(type_num)
+    cdef uint64_t mask = ~sign_bit(type_num)
+    if item == 8:
+        return count_zeros_in[uint64_t](<const uint64_t*> values, n, mask)
+    if item == 4:
+        return count_zeros_in[uint32_t](<const uint32_t*> values, n, <uint32_t> mask)
+    if item == 2:
+        return count_zeros_in[uint16_t](<const uint16_t*> values, n, <uint16_t> mask)
+    return count_zeros_in[uint8_t](<const uint8_t*> values, n, <uint8_t> mask)
+
+
+cdef Py_ssize_t clear_zeros(char* values, Py_ssize_t n, int type_num) noexcept nogil:
+    """Make every -0.0 be 0.0; return how many zeros there are."""
+    cdef Py_ssize_t found = count_zeros(values, n, type_num)
+    if found == 0:
+        return 0
+    if type_num == cnp.NPY_DOUBLE:
+        clear_zeros_in[uint64_t](<uint64_t*> values, n, ~sign_bit(type_num))
+    elif type_num == cnp.NPY_FLOAT:
+        clear_zeros_in[uint32_t](<uint32_t*> values, n, <uint32_t> ~sign_bit(type_num))
+    elif type_num == cnp.NPY_FLOAT16:
+        clear_zeros_in[uint16_t](<uint16_t*> values, n, <uint16_t> ~sign_bit(type_num))
+    return found
+
+
+cdef inline bint put_entry(int storage, char* positions, cell_t* values, Py_ssize_t k, Py_ssize_t room,
+                           Py_ssize_t n_cells, Py_ssize_t place, cell_t value) noexcept nogil:
+    """Write entry k of a new block; False where there is no room for it."""
+    if storage == DENSE:
+        values[place] = value
+        return True
+    if k >= room:
+        return False
+    if storage == BITMAP:
+        (<uint64_t*> positions)[place >> 6] |= (<uint64_t> 1) << (place & 63)
+    elif storage == PAIRS:
+        if index_size(n_cells) == 4:
+            (<int32_t*> positions)[k] = <int32_t> place
+        else:
+            (<int64_t*> positions)[k] = place
+    elif k > 0:  # uniform: the first one stands for all
+        return True
+    values[k] = value
+    return True
+
+
+cdef Py_ssize_t move_entries(int source, const char* places, const cell_t* cells, Py_ssize_t n, cell_t mask,
+                             Py_ssize_t n_cells, int storage, char* positions, cell_t* values,
+                             Py_ssize_t room) noexcept nogil:
+    """What is not zero of a block that stores n cells, into one with `room` for so many; return how many there are.
+
+    More than there is room for are not written. The bits of a bitmap and the cells of a dense block are zero before.
+    """
+    cdef Py_ssize_t k = 0, w, i, begin, stop
+    cdef const uint64_t* words = <const uint64_t*> places
+    cdef uint64_t word
+    cdef cell_t any_bit
+    if source == DENSE and storage == BITMAP:  # without a branch for what a cell holds
+        for w in range((n_cells + 63) >> 6):
+            word = 0
+            for i in range(w * 64, min(w * 64 + 64, n_cells)):
+                if k < room:
+                    values[k] = cells[i]
+                word |= (<uint64_t> ((cells[i] & mask) != 0)) << (i & 63)
+                k += (cells[i] & mask) != 0
+            (<uint64_t*> positions)[w] = word
+    elif source == DENSE:
+        for begin in range(0, n_cells, 16):
+            stop = min(begin + 16, n_cells)
+            any_bit = 0
+            for i in range(begin, stop):
+                any_bit |= cells[i]
+            if (any_bit & mask) == 0:  # most runs hold nothing
+                continue
+            for i in range(begin, stop):
+                if cells[i] & mask:
+                    if not put_entry(storage, positions, values, k, room, n_cells, i, cells[i]):
+                        return k + 1
+                    k += 1
+    elif source == BITMAP:
+        i = 0
+        for w in range((n_cells + 63) >> 6):
+            word = words[w]
+            while word:
+                if cells[i] & mask:
+                    if not put_entry(storage, positions, values, k, room, n_cells, w * 64 + lowest_bit(word), cells[i]):
+                        return k + 1
+                    k += 1
+                word &= word - 1
+                i += 1
+    elif source == PAIRS:
+        for i in range(n):
+            if cells[i] & mask:
+                w = (<const int32_t*> places)[i] if index_size(n_cells) == 4 else (<const int64_t*> places)[i]
+                if not put_entry(storage, positions, values, k, room, n_cells, w, cells[i]):
+                    return k + 1
+                k += 1
+    return k
+
+
 cdef Py_ssize_t find(const index_t* indices, Py_ssize_t n, Py_ssize_t wanted) noexcept nogil:
     """Position of `wanted` in a sorted list, or -1."""
     cdef Py_ssize_t low = 0, high = n, middle
@@ -198,6 +343,33 @@ cdef Py_ssize_t find(const index_t* indices, Py_ssize_t n, Py_ssize_t wanted) no
         else:
             high = middle
     return low if low < n and indices[low] == wanted else -1
+
+
+cdef struct Rank:  # of a bitmap: entries in the first words
+    Py_ssize_t n_words
+    Py_ssize_t n_entries
+
+
+cdef Py_ssize_t value_at(CoreArray self, Py_ssize_t place, Rank* rank) noexcept nogil:
+    """Which of the stored values is that of a cell; -1 if there is none. `rank` is kept from one cell to the next."""
+    cdef const uint64_t* words = <const uint64_t*> positions_of(self)
+    cdef Py_ssize_t w = place >> 6
+    cdef uint64_t bit = (<uint64_t> 1) << (place & 63), below
+    if self.storage == DENSE:
+        return place
+    if self.storage == UNIFORM:
+        return 0
+    if self.storage == PAIRS and index_size(self.n_cells) == 4:
+        return find[int32_t](<const int32_t*> words, self.n_stored, place)
+    if self.storage == PAIRS:
+        return find[int64_t](<const int64_t*> words, self.n_stored, place)
+    if w >= rank.n_words:
+        rank.n_entries += count_bits(words + rank.n_words, w - rank.n_words)
+    else:
+        rank.n_entries -= count_bits(words + w, rank.n_words - w)
+    rank.n_words = w
+    below = words[w] & (bit - 1)
+    return rank.n_entries + count_bits(&below, 1) if words[w] & bit else -1
 
 
 cdef bint all_same(const char* values, Py_ssize_t n, Py_ssize_t item) noexcept nogil:
@@ -223,7 +395,86 @@ cdef int read_shape(tuple shape, Py_ssize_t* extents, Py_ssize_t* n_cells) excep
     return <int> len(shape)
 
 
+cdef char* block_of_entries(int source, const char* places, const char* values, Py_ssize_t n, Py_ssize_t n_cells,
+                            int type_num, int storage, Py_ssize_t room, int n_axes,
+                            const Py_ssize_t* extents) noexcept nogil:
+    """A new block with what is not zero of one that stores n cells; NULL without memory, or if it is not `room` many."""
+    cdef Py_ssize_t item = item_size(type_num), moved
+    cdef uint64_t mask = ~sign_bit(type_num)
+    cdef char* block = new_block(storage, room, n_cells, item, n_axes, extents)
+    cdef char* positions
+    cdef char* target
+    if block == NULL:
+        return NULL
+    positions = block + index_offset(storage, room, n_cells, item)
+    target = block + value_offset(storage, n_cells)
+    if storage == UNIFORM:
+        memcpy(target, values, item)
+        return block
+    if storage == BITMAP:
+        memset(positions, 0, value_offset(BITMAP, n_cells))
+    elif storage == DENSE and source == DENSE:
+        memcpy(target, values, n_cells * item)
+        moved = n_cells - clear_zeros(target, n_cells, type_num)
+        if moved == room:
+            return block
+        PyMem_RawFree(block)
+        return NULL
+    elif storage == DENSE:
+        memset(target, 0, n_cells * item)
+    if item == 8:
+        moved = move_entries[uint64_t](source, places, <const uint64_t*> values, n, mask, n_cells, storage, positions,
+                                       <uint64_t*> target, room)
+    elif item == 4:
+        moved = move_entries[uint32_t](source, places, <const uint32_t*> values, n, <uint32_t> mask, n_cells, storage,
+                                       positions, <uint32_t*> target, room)
+    elif item == 2:
+        moved = move_entries[uint16_t](source, places, <const uint16_t*> values, n, <uint16_t> mask, n_cells, storage,
+                                       positions, <uint16_t*> target, room)
+    else:
+        moved = move_entries[uint8_t](source, places, <const uint8_t*> values, n, <uint8_t> mask, n_cells, storage,
+                                      positions, <uint8_t*> target, room)
+    if moved == room:
+        return block
+    PyMem_RawFree(block)
+    return NULL
+
+
 # ---- moves that make or change Python objects
+
+cdef void let_go(CoreArray self) noexcept:
+    """Free the block, unless somebody reads it, who will."""
+    if not self.is_lent:
+        PyMem_RawFree(self.block)
+    self.is_lent = False
+
+
+cdef int own_block(CoreArray self) except -1:
+    """Before writing in place: leave the block to who reads it, and go on with a copy."""
+    cdef Py_ssize_t size
+    cdef char* block
+    if self.is_lent:
+        size = block_size(self.storage, self.n_stored, self.n_cells, item_size(self.type_num), self.n_axes)
+        block = <char*> PyMem_RawMalloc(size)
+        if block == NULL:
+            raise MemoryError
+        memcpy(block, self.block, size)
+        self.block = block
+        self.is_lent = False
+    return 0
+
+
+cdef CoreArray moment_of(CoreArray self):
+    """What the array is now, for a kernel to read at its leisure: a loan of the block, or a copy if it is lent already."""
+    cdef Moment moment = Moment.__new__(Moment)
+    check_readable(self)  # after the allocation, which may let another thread run
+    if self.is_lent or self.block == NULL:
+        return copy_as(self, CoreArray.__new__(CoreArray))
+    moment.lender, moment.block, self.is_lent = self, self.block, True
+    moment.n_cells, moment.n_stored = self.n_cells, self.n_stored
+    moment.storage, moment.type_num, moment.n_axes = self.storage, self.type_num, self.n_axes
+    return moment
+
 
 cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_cells,
                 int n_axes, int type_num):
@@ -231,7 +482,7 @@ cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, P
     if self.writing > 1:
         PyMem_RawFree(block)
         raise RuntimeError("two writers in one array: another thread is updating it")
-    PyMem_RawFree(self.block)
+    let_go(self)
     self.block = block
     self.storage = storage
     self.n_stored = n_stored
@@ -261,6 +512,34 @@ cdef cnp.ndarray all_cells(CoreArray self):
     return out
 
 
+cdef int settle(CoreArray self, Py_ssize_t n_zeros) except -1:
+    """Leave out the zeros, so many, among the values in the block, and take the form of fewest bytes."""
+    cdef Py_ssize_t item = item_size(self.type_num), n = self.n_cells
+    cdef Py_ssize_t[64] extents
+    cdef int storage = self.storage
+    cdef char* block
+    if storage == UNIFORM:
+        n = 0 if n_zeros else n
+    else:
+        n = cells_stored(self) - n_zeros
+    if storage != UNIFORM and n == self.n_cells and n > 0 and all_same(values_of(self), n, item):
+        storage = UNIFORM
+    elif n == 0 or storage != UNIFORM:
+        storage = smallest_storage(PAIRS if n == 0 else storage, n, self.n_cells, item)
+    if storage != self.storage or (storage != DENSE and n_zeros > 0):
+        read_extents(self, extents)
+        block = block_of_entries(self.storage, positions_of(self), values_of(self), cells_stored(self), self.n_cells,
+                                 self.type_num, storage, n, self.n_axes, extents)
+        if block == NULL:
+            raise MemoryError
+        let_go(self)
+        self.block = block
+        self.storage = storage
+    self.n_stored = n
+    self.is_measure = False
+    return 0
+
+
 cdef int check_readable(CoreArray self) except -1:
     """A kernel without the GIL is writing in place: another thread must not read."""
     if self.writing > 1:
@@ -278,9 +557,13 @@ cdef int check_writable(CoreArray self) except -1:
 
 
 cdef CoreArray copy_array(CoreArray self):
-    cdef CoreArray other = <CoreArray?> new_like(<PyObject*> self)  # a subclass may return anything
+    return copy_as(self, <CoreArray?> new_like(<PyObject*> self))  # a subclass may return anything
+
+
+cdef CoreArray copy_as(CoreArray self, CoreArray other):
+    """Give `other`, a new array, the content of `self`."""
     cdef Py_ssize_t size
-    check_readable(self)  # after the allocation, which may let another thread run
+    check_readable(self)  # after the allocation of `other`, which may let another thread run
     if self.block != NULL:
         size = block_size(self.storage, self.n_stored, self.n_cells, item_size(self.type_num), self.n_axes)
         other.block = <char*> PyMem_RawMalloc(size)
@@ -355,29 +638,28 @@ cdef class CoreArray:
         cdef Py_ssize_t[64] extents
         cdef int n_axes = read_shape(shape, extents, &n_cells)
         cdef int type_num = cnp.PyArray_TYPE(cells), storage
+        cdef const char* source
         cdef char* block
         item = item_size(type_num)
         if item == 0 or not cnp.PyArray_ISNOTSWAPPED(cells):
             raise TypeError(f"values of dtype {cells.dtype} given; expected bool, integers or floats of up to 64 bits")
         if cnp.PyArray_NDIM(cells) != 1 or cnp.PyArray_SIZE(cells) != n_cells or not cnp.PyArray_IS_C_CONTIGUOUS(cells):
             raise ValueError(f"{cnp.PyArray_SIZE(cells)} cells given for shape {shape}; expected {n_cells} contiguous ones")
-        cells = cells.copy()  # nobody else writes in it while it is counted and stored
-        if cells.dtype.kind == "f":
-            cells += 0  # -0.0 becomes 0.0
-        n = np.count_nonzero(cells)
-        if n == n_cells and n > 0 and all_same(<const char*> cnp.PyArray_DATA(cells), n, item):
+        if not cnp.PyArray_ISALIGNED(cells):
+            cells = cells.copy()
+        source = <const char*> cnp.PyArray_DATA(cells)
+        n = n_cells - count_zeros(source, n_cells, type_num)
+        if n == n_cells and n > 0 and all_same(source, n, item):
             storage = UNIFORM
         else:
-            storage = smallest_storage(UNIFORM, n, n_cells, item)
-        if storage != DENSE:  # uniform included: one cell is enough
-            indices = np.flatnonzero(cells)
-            self._set_pairs(shape, indices, cells[indices])
-            return
-        block = new_block(DENSE, n, n_cells, item, n_axes, extents + n_axes - n_extents(n_axes, n_cells))
+            storage = smallest_storage(PAIRS if n == 0 else UNIFORM, n, n_cells, item)
+        block = block_of_entries(DENSE, NULL, source, n_cells, n_cells, type_num, storage, n, n_axes,
+                                 extents + n_axes - n_extents(n_axes, n_cells))
         if block == NULL:
+            if n_cells - count_zeros(source, n_cells, type_num) != n:
+                raise RuntimeError("array written by another thread while it was read")
             raise MemoryError
-        memcpy(block, cnp.PyArray_DATA(cells), n_cells * item)
-        take_block(self, block, DENSE, n, n_cells, n_axes, type_num)
+        take_block(self, block, storage, n, n_cells, n_axes, type_num)
 
     def _set_uniform(self, tuple shape, cnp.ndarray value not None):
         """Take this shape with one value (a 1-element array, not zero) in every cell. O(1)."""
@@ -515,33 +797,55 @@ cdef class CoreArray:
         """Cells at these flat indices (in any order), zeros included, as a new (n,) array."""
         cdef cnp.npy_intp n = wanted.shape[0]
         cdef Py_ssize_t k, at, item = item_size(self.type_num)
+        cdef Rank rank = Rank(0, 0)
         cdef cnp.ndarray out = cnp.PyArray_ZEROS(1, &n, self.type_num, 0)
         cdef char* target = <char*> cnp.PyArray_DATA(out)
-        cdef char* positions
         check_readable(self)
         for k in range(n):
             if wanted[k] < 0 or wanted[k] >= self.n_cells:
                 raise IndexError(f"flat index {wanted[k]} given; expected 0 to {self.n_cells - 1}")
         if n == 0 or self.n_stored == 0:
             return out
-        if self.storage == BITMAP:  # ranks need a running count: list the indices once
-            indices = self.indices
-            nearest = np.searchsorted(indices, wanted)
-            nearest[nearest == self.n_stored] = 0
-            return np.where(indices[nearest] == wanted, self.values[nearest], np.zeros(1, dtype=self.dtype))
-        positions = self.block + index_offset(self.storage, self.n_stored, self.n_cells, item)
         for k in range(n):
-            if self.storage == DENSE:
-                at = wanted[k]
-            elif self.storage == UNIFORM:
-                at = 0
-            elif index_size(self.n_cells) == 4:
-                at = find[int32_t](<const int32_t*> positions, self.n_stored, wanted[k])
-            else:
-                at = find[int64_t](<const int64_t*> positions, self.n_stored, wanted[k])
+            at = value_at(self, wanted[k], &rank)
             if at >= 0:
-                memcpy(target + k * item, self.block + at * item, item)
+                memcpy(target + k * item, values_of(self) + at * item, item)
         return out
+
+    def _put(self, const Py_ssize_t[::1] places not None, cnp.ndarray values not None):
+        """Write values of the same dtype, one per place, where no other place has to be stored for it.
+
+        Places are flat indices, each once. False, and nothing is changed, if more or fewer would be stored. The caller
+        is inside as the one writer.
+        """
+        cdef cnp.npy_intp n = places.shape[0]
+        cdef Py_ssize_t k, item = item_size(self.type_num), n_zeros = self.n_cells - self.n_stored
+        cdef Rank rank = Rank(0, 0)
+        cdef cnp.ndarray found = cnp.PyArray_SimpleNew(1, &n, cnp.NPY_INTP)
+        cdef Py_ssize_t* at = <Py_ssize_t*> cnp.PyArray_DATA(found)
+        cdef char* cell
+        values = np.array(values)  # its zeros are counted, and then they stay
+        if self.writing != 1 or cnp.PyArray_TYPE(values) != self.type_num or cnp.PyArray_NDIM(values) != 1 \
+                or cnp.PyArray_SIZE(values) != n or not cnp.PyArray_ISNOTSWAPPED(values):
+            raise ValueError(f"{values.dtype} of shape {(<object> values).shape} given for {n} places")
+        clear_zeros(<char*> cnp.PyArray_DATA(values), n, self.type_num)
+        if self.storage == UNIFORM or (
+                self.storage != DENSE and count_zeros(<char*> cnp.PyArray_DATA(values), n, self.type_num)):
+            return False
+        for k in range(n):
+            if places[k] < 0 or places[k] >= self.n_cells:
+                raise IndexError(f"flat index {places[k]} given; expected 0 to {self.n_cells - 1}")
+            at[k] = value_at(self, places[k], &rank)
+            if at[k] < 0:
+                return False
+        own_block(self)
+        for k in range(n):
+            cell = values_of(self) + at[k] * item
+            n_zeros -= count_zeros(cell, 1, self.type_num)
+            memcpy(cell, <char*> cnp.PyArray_DATA(values) + k * item, item)
+            n_zeros += count_zeros(cell, 1, self.type_num)
+        settle(self, n_zeros if self.storage == DENSE else 0)
+        return True
 
     def _check(self):
         """Assert every invariant; for tests."""
@@ -559,6 +863,15 @@ cdef class CoreArray:
             self.storage, payloads)
         if self.is_measure:
             assert (values >= 0).all() and np.isfinite(values).all() and len(values)
+
+
+cdef class Moment(CoreArray):
+    """What an array was at a moment, on loan from it; the block is its own once the lender has another."""
+
+    def __dealloc__(self):
+        if self.lender is not None and self.lender.block == self.block:
+            self.lender.is_lent = False
+            self.block = NULL
 
 
 cdef class one_writer:

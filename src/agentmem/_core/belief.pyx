@@ -16,7 +16,7 @@ import operator
 
 import numpy as np
 
-from agentmem._core.array cimport CoreArray, check_writable, copy_array, make_block
+from agentmem._core.array cimport CoreArray, check_writable, copy_array, make_block, own_block
 from agentmem._core.model cimport CoreModel, check_action, check_observation
 from agentmem._core.scratch cimport Workspace, borrow, give_back, make_room
 from agentmem._core.step cimport (Plan, Posterior, Source, abandon, advance, entries_to_meet, evidence_of,                                   list_entries, list_mass, make_plan, read_block, rescale, sum_lanes, weigh,
@@ -421,6 +421,7 @@ cdef int begin(CoreBelief self, int before) except -1:
         if not check_measure(self):
             self._explain_no_measure()
             raise ValueError("belief that is no measure given")
+        own_block(self)
     except BaseException:
         self.writing = before
         raise

@@ -21,20 +21,9 @@ from agentmem._core.array cimport index_offset, item_size, smallest_storage, val
 from agentmem._core.model cimport CoreModel, Table
 from agentmem._core.scratch cimport (Workspace, clear, list_touched, make_room, mark, marking_pays)
 from agentmem._core.types cimport (BITMAP, DENSE, NO_EVIDENCE, NO_MEMORY, NORMALIZED, NOT_A_MEASURE, PAIRS, UNIFORM,
-                                   lowest_bit, value_t)
+                                   lowest_bit, prefetch, value_t)
 
 cnp.import_array()
-
-cdef extern from *:
-    """
-    #if defined(_MSC_VER)
-    #include <intrin.h>
-    #define prefetch(p) _mm_prefetch((const char*)(p), _MM_HINT_T0)
-    #else
-    #define prefetch(p) __builtin_prefetch(p)
-    #endif
-    """
-    void prefetch(const void* address) noexcept nogil
 
 # Entries in a model from which its rows are likely out of cache, so that prefetching them pays.
 cdef Py_ssize_t PREFETCH_FROM = 1 << 18

@@ -9,12 +9,16 @@ cdef extern from *:
     """
     #if defined(_MSC_VER)
     #include <intrin.h>
+    #include <xmmintrin.h>
     static int lowest_bit(unsigned long long w) { unsigned long i; _BitScanForward64(&i, w); return (int)i; }
+    #define prefetch(p) _mm_prefetch((const char*)(p), _MM_HINT_T0)
     #else
     #define lowest_bit(w) __builtin_ctzll(w)
+    #define prefetch(p) __builtin_prefetch(p)
     #endif
     """
     int lowest_bit(uint64_t word) noexcept nogil
+    void prefetch(const void* address) noexcept nogil
 
 ctypedef fused value_t:
     float

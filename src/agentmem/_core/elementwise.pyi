@@ -1,0 +1,16 @@
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from agentmem._core.array import CoreArray
+
+A = TypeVar("A", bound=CoreArray)
+
+def alike(a: CoreArray, b: CoreArray) -> bool: ...
+def entrywise(
+    ufunc: np.ufunc, operands: tuple[Any, ...], options: dict[str, Any], cls: type[A]
+) -> tuple[A, ...] | None: ...
+def entrywise_into(ufunc: np.ufunc, operands: tuple[Any, ...], options: dict[str, Any], target: CoreArray) -> None: ...
+def reduce_stored(ufunc: np.ufunc, x: CoreArray, dtype: Any) -> list[Any]: ...
+def extreme(x: CoreArray, function: Callable[..., Any], better: np.ufunc) -> int: ...
