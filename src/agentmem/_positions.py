@@ -5,6 +5,7 @@ Cells are numbered in C order. Nothing here reads values or knows NumPy's protoc
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,20 @@ def stand_in(shape: Shape) -> Any:
 
 def is_full_mask(key: Any, shape: Shape) -> bool:
     return isinstance(key, np.ndarray | CoreArray) and key.dtype == np.bool and key.shape == shape != ()
+
+
+def block_of(key: Any, shape: Shape) -> tuple[int, Shape] | None:
+    """First cell and extents of what a key of ints alone picks; None for other keys, and for what NumPy refuses."""
+    keys = key if type(key) is tuple else (key,)
+    if not 0 < len(keys) <= len(shape):
+        return None
+    first = 0
+    for k, n in zip(keys, shape, strict=False):
+        if not (type(k) is int or isinstance(k, np.integer)) or not -n <= k < n:
+            return None
+        first = first * n + int(k) % n
+    extents = shape[len(keys) :]
+    return first * math.prod(extents), extents
 
 
 def basic_ranges(key: Any, shape: Shape) -> list[tuple[int, int, int, bool]] | None:

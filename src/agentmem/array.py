@@ -17,6 +17,7 @@ from agentmem import _functions
 from agentmem._core import CoreArray, extreme, one_writer
 from agentmem._positions import (
     basic_ranges,
+    block_of,
     coordinates,
     flatten,
     is_full_mask,
@@ -336,10 +337,15 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, key: Any) -> Any:
         """The cells that `key` picks: a copy. O(nnz) for ints and slices, else O(cells picked + extents)."""
+        block = block_of(key, self.shape)
+        if block is not None:
+            first, extents = block
+            n = math.prod(extents)
+            if n <= self.nnz or not extents:
+                cells = self._lookup(np.arange(first, first + n))
+                return self._from_cells(cells.reshape(extents)) if extents else cells[0]
         if is_full_mask(key, self.shape):
             return self._from_cells(self._lookup(picked_positions(key, self.shape)))
-        if type(key) is int and self.ndim == 1 and -self.size <= key < self.size:
-            return self._lookup(np.array([key % self.size]))[0]
         key = densify(key)
         picked = stand_in(self.shape)[key]
         ranges = basic_ranges(key, self.shape)
@@ -358,6 +364,12 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
             if is_all and isinstance(value, np.ndarray | CoreArray) and value.shape == self.shape:
                 self._set_cells(self.shape, densify(value).astype(self.dtype, "C", copy=False).reshape(-1))
                 return
+            block = block_of(key, self.shape)
+            if block is not None and not block[1] and isinstance(value, int | float | np.number | np.bool):
+                cell = np.empty(1, self.dtype)
+                cell[0] = value
+                if self._put(np.array([block[0]]), cell):
+                    return
             if not is_full_mask(key, self.shape):
                 key = densify(key)
                 picked = stand_in(self.shape)[key]

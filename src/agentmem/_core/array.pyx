@@ -286,7 +286,7 @@ cdef Py_ssize_t move_entries(int source, const char* places, const cell_t* cells
 
     More than there is room for are not written. The bits of a bitmap and the cells of a dense block are zero before.
     """
-    cdef Py_ssize_t k = 0, w, i, begin, stop
+    cdef Py_ssize_t k = 0, w, i, begin
     cdef const uint64_t* words = <const uint64_t*> places
     cdef uint64_t word
     cdef cell_t any_bit
@@ -301,13 +301,13 @@ cdef Py_ssize_t move_entries(int source, const char* places, const cell_t* cells
             (<uint64_t*> positions)[w] = word
     elif source == DENSE:
         for begin in range(0, n_cells, 16):
-            stop = min(begin + 16, n_cells)
-            any_bit = 0
-            for i in range(begin, stop):
-                any_bit |= cells[i]
-            if (any_bit & mask) == 0:  # most runs hold nothing
-                continue
-            for i in range(begin, stop):
+            if begin + 16 <= n_cells:  # most runs hold nothing
+                any_bit = 0
+                for i in range(16):
+                    any_bit |= cells[begin + i]
+                if (any_bit & mask) == 0:
+                    continue
+            for i in range(begin, min(begin + 16, n_cells)):
                 if cells[i] & mask:
                     if not put_entry(storage, positions, values, k, room, n_cells, i, cells[i]):
                         return k + 1
