@@ -325,7 +325,8 @@ class HistoryBuffer:
         k = operator.index(i)
         if not -n <= k < n:
             raise IndexError(f"frame {k} given; there are {n}")
-        return self._span(k % n, k % n + 1)[0]
+        recent = k % n + self._gone - len(self._arena) * self._per_block
+        return self._hot[recent].astype(self.dtype) if recent >= 0 else self._span(k % n, k % n + 1)[0]
 
     def _span(self, first: int, last: int) -> Frames:
         """Frames [first, last), of those that count."""

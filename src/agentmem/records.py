@@ -338,8 +338,9 @@ class RecordHistory(MutableSequence[Any]):
             first, last = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1]) + 1
             found = self._span(first, last)
             return [found[k - first] for k in wanted]
-        k = self._positions(i)[0]
-        return self._span(k, k + 1)[0]
+        k = self._positions(i)[0] + self._gone
+        form, place = int(self._forms[k]), int(self._places[k])
+        return self._tables[form - 1].row(place) if form else decoded(self._texts[place])
 
     def _span(self, first: int, last: int) -> list[Any]:
         held = slice(first + self._gone, last + self._gone)
@@ -542,6 +543,13 @@ class _Table:
         for column in self._columns:
             column._cut(self._n - self._first)
 
+    def row(self, place: int) -> dict[str, Any]:
+        values = [column[place - self._first] for column in self._columns]
+        return {
+            key: value if isinstance(column, _Column) else value.item()
+            for key, value, column in zip(self._keys, values, self._columns, strict=True)
+        }
+
     def rows(self, places: Any) -> Iterator[dict[str, Any]]:
         if not len(places):
             return
@@ -597,7 +605,10 @@ class _Column:
     def _cut(self, n: int) -> None:
         self._places._cut(n)
 
-    def __getitem__(self, rows: slice) -> list[Any]:
+    def __getitem__(self, rows: int | slice) -> Any:
+        """A value; for a slice, a list of them."""
+        if not isinstance(rows, slice):
+            return decoded(self._texts[int(self._places[rows])])
         places = self._places[rows]
         unique, which = np.unique(places, return_inverse=True)
         texts = list(self._texts.get(unique))
@@ -639,6 +650,9 @@ class _Texts:
         self._firsts.append(self._first)
         self._first += len(self._hot)
         self._hot, self._n = [], 0
+
+    def __getitem__(self, number: int) -> bytes:
+        return next(self.get(np.array([number]))) if number < self._first else self._hot[number - self._first]
 
     def get(self, numbers: Any) -> Iterator[bytes]:
         block = None
