@@ -12,8 +12,11 @@ The house, in import order:
 ``belief``             `SparseBelief`: a `SparseArray` that is a measure, with the filter verbs
 ``trajectory``         `FilterResult`: what a pass over a sequence found; `Trajectory`: beliefs of all its steps
 ``model``              `Model`: transition and observation tables with a prior, shared by all beliefs
+``frames``             arrays of numbers that come in and out of histories, checked and narrowed
 ``codecs``             a block of numbers as bytes, by whichever of several codecs takes the fewest
-``history``            `HistoryBuffer`, `HistoryGroup`: what was, kept whole in a fraction of its bytes
+``arena``              many small blocks of bytes in one array
+``history``            `HistoryBuffer`: what was, kept whole in a fraction of its bytes
+``groups``             `HistoryGroup`: a history for each of many agents, sealed together
 ``records``            `RecordHistory`: a log of strings, dicts and whatever else, equal ones kept once
 ``observations``       `ObservationBuffer`: the last observations of agents in a mapped file that many read
 ``policy``             policies as a tree, and what sensors and preferences make of them
@@ -46,7 +49,8 @@ from agentmem.budget import Budget
 from agentmem.compact import compact
 from agentmem.errors import BudgetExceeded, CorruptData, ImpossibleObservation
 from agentmem.footprint import footprint
-from agentmem.history import HistoryBuffer, HistoryGroup
+from agentmem.groups import HistoryGroup
+from agentmem.history import HistoryBuffer
 from agentmem.model import Model
 from agentmem.observations import ObservationBuffer
 from agentmem.population import Population

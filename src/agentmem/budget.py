@@ -1,6 +1,7 @@
 """Budget: a ledger of bytes with a limit. It counts what holders tell it, and decides nothing.
 
 What is short of bytes is freed by a function that the budget was given; budgets of agents may share one above them.
+`Account` is what a container that grows has in a budget.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import re
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self, SupportsIndex
@@ -23,6 +24,7 @@ UNITS |= {f"{prefix}b": 1000**k for k, prefix in enumerate("kmgtp", 1)}
 UNITS |= {f"{prefix}ib": 1024**k for k, prefix in enumerate("kmgtp", 1)}
 WARN_AT = (80, 95)  # percent of the limit
 NAMED = 5  # of the largest holders, in an error
+SPARE = 1 << 8  # bytes to grow by that a container reserves at least, beside an eighth of what it holds
 
 
 class Budget:
@@ -270,6 +272,57 @@ class Budget:
             assert self._used == sum(self._held.values()) <= self.limit
             assert all(nbytes > 0 for nbytes in self._held.values())
             assert self._warned in (0, *WARN_AT) and self._warned <= self._level()
+
+
+class Account:
+    """What a container has reserved in a budget: what it holds, and room to grow. Given back when both are garbage."""
+
+    __slots__ = ("budget", "holder", "reserved", "unused")
+
+    def __init__(self, budget: Budget, container: Any) -> None:
+        if not isinstance(budget, Budget):
+            raise TypeError(f"budget of type {type(budget).__name__} given; expected an agentmem.Budget")
+        self.budget, self.holder = budget, type(container).__name__
+        self.reserved = self.unused = 0
+        self.take(0, container)
+
+    def take(self, more: int, container: Any) -> bool:
+        """Have so many bytes more. Only where those reserved do not do, it measures and asks the budget: True."""
+        if is_short := more > self.unused or not self.reserved:
+            need = container.nbytes + more
+            spare = min(need // 8 + SPARE, self.budget.free + self.reserved - need)
+            before = self.reserved
+            if (missing := need + max(0, spare) - before) > 0:
+                self.budget.reserve(missing, self.holder)
+                self.reserved += missing
+            self.unused = more + max(0, spare)
+        self.unused -= more
+        return is_short
+
+    def settle(self, nbytes: int) -> None:
+        """Give back what is reserved beyond so many bytes."""
+        beyond = self.reserved - nbytes
+        if beyond > 0:
+            self.budget.release(beyond, self.holder)
+            self.reserved -= beyond
+        self.unused = 0
+
+    def __del__(self) -> None:
+        if getattr(self, "reserved", 0):
+            with suppress(ValueError):  # the budget went first, and gave it back above
+                self.budget.release(self.reserved, self.holder)
+
+
+@contextmanager
+def unpaid(container: Any) -> Iterator[None]:
+    """Within it, what goes back to how it was asks no budget."""
+    account, container._account = container._account, None
+    try:
+        yield
+    finally:
+        container._account = account
+        if account is not None:
+            account.settle(container.nbytes)
 
 
 def _bytes_of(limit: str | SupportsIndex) -> int:

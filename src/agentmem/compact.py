@@ -26,7 +26,8 @@ from agentmem.array import SparseArray
 from agentmem.belief import SparseBelief
 from agentmem.budget import Budget
 from agentmem.footprint import footprint
-from agentmem.history import HistoryBuffer, HistoryGroup
+from agentmem.groups import HistoryGroup
+from agentmem.history import HistoryBuffer
 from agentmem.model import Model
 from agentmem.observations import ObservationBuffer
 from agentmem.population import Population

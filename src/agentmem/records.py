@@ -19,9 +19,11 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from agentmem.budget import Budget
+from agentmem.arena import Arena
+from agentmem.budget import Account, Budget, unpaid
 from agentmem.footprint import footprint
-from agentmem.history import Account, Arena, HistoryBuffer, damaged, unpaid, within
+from agentmem.frames import damaged, within
+from agentmem.history import HistoryBuffer
 
 RECENT = 64           # distinct texts that a new one is compared with
 TEXTS = 256           # texts that are deflated together at most
