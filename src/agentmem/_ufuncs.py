@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,15 @@ class Content(bytes):
         self.harmless: dict[tuple[np.ufunc, Any], bool] = {}
 
 
+def is_harmless_number(ufunc: np.ufunc, y: Any) -> bool:
+    """True if certainly ``ufunc(0, y)`` is zero."""
+    if not isinstance(y, float | np.floating):
+        return False
+    if ufunc is np.multiply:
+        return isfinite(y)
+    return y > 0 if ufunc is np.true_divide or ufunc is np.greater else False
+
+
 def is_harmless(ufunc: np.ufunc, y: Any) -> bool:
     """A quick look at all of `y`: True if certainly no ``ufunc(0, y)`` is non-zero."""
     owner = y
@@ -165,25 +175,27 @@ def elementwise(
     kinds = tuple(map(kind_of, operands))
     if "where" in options or not maps_zero_to_zero(ufunc, kinds):
         return None
-    if any(o is not None and not isinstance(o, CoreArray) for o in out):
+    if any([o is not None and not isinstance(o, CoreArray) for o in out]):
         return None
     shapes = {getattr(x, "shape", ()) for x in operands} - {()}
     shape = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
-    if shape == () or any(o is not None and o.shape != shape for o in out):
+    if shape == () or any([o is not None and o.shape != shape for o in out]):
         return None
     cls = most_derived(operands)
-    operands = uniform_as_numbers(operands, shape, out)
     sparse = [x for x in operands if isinstance(x, CoreArray)]
-    off_support = [np.zeros(0, np.intp)]
-    for x in operands if any(x.nnz < x.size for x in sparse) else ():
+    if len(sparse) > 1:
+        operands = uniform_as_numbers(operands, shape, out)
+        sparse = [x for x in operands if isinstance(x, CoreArray)]
+    off_support: list[Any] = []
+    for x in operands if any([x.nnz < x.size for x in sparse]) else ():
         if isinstance(x, np.ndarray) and x.ndim:
             off_support.append(nonzero_off_support(ufunc, operands, x, shape))
-        elif not isinstance(x, CoreArray):  # a scalar: one look tells of all cells
+        elif not isinstance(x, CoreArray) and not is_harmless_number(ufunc, x):  # one look tells of all cells
             zeros = [np.zeros(1, y.dtype) if isinstance(y, CoreArray) else y for y in operands]
             if any(np.count_nonzero(r) for r in outputs(ufunc(*zeros, **options))):
                 return None if out else rebuild(ufunc, operands, options, cls)
     if not any(map(len, off_support)):
-        made = where_stored(ufunc, operands, shape, out, options, cls)
+        made = where_stored(ufunc, operands, sparse, shape, out, options, cls)
         if made is not None:
             return made
     if any(x.storage in ("dense", "uniform") or x.nnz * NEARLY_DENSE > x.size for x in sparse):
@@ -235,14 +247,14 @@ def uniform_as_numbers(operands: tuple[Any, ...], shape: tuple[int, ...], out: t
 def where_stored(
     ufunc: np.ufunc,
     operands: tuple[Any, ...],
+    arrays: list[CoreArray],
     shape: tuple[int, ...],
     out: tuple[Any, ...],
     options: dict[str, Any],
     cls: Any,
 ) -> Any:
-    """The result where all arrays have their values in the same places; None where they have not."""
-    arrays = [x for x in operands if isinstance(x, CoreArray)]
-    if any(x.shape != shape for x in arrays) or not all(alike(arrays[0], x) for x in arrays[1:]):
+    """The result where all arrays among the operands have their values in the same places; None where they have not."""
+    if any([x.shape != shape for x in arrays]) or not all([alike(arrays[0], x) for x in arrays[1:]]):
         return None
     given: list[Any] = []
     for x in operands:
@@ -252,7 +264,7 @@ def where_stored(
                 return None
             x = x.reshape(-1)
         given.append(x)
-    if len(out) == 1 and any(out[0] is x for x in arrays):
+    if len(out) == 1 and any([out[0] is x for x in arrays]):
         entrywise_into(ufunc, tuple(given), options, out[0])
         return out[0]
     made = None if out else entrywise(ufunc, tuple(given), options, cls)
@@ -271,6 +283,12 @@ def rebuild(ufunc: np.ufunc, operands: tuple[Any, ...], options: dict[str, Any],
 # ---- reductions
 
 
+@lru_cache(4096)
+def reduced_zero(ufunc: np.ufunc, dtype: Any, reduced: Any) -> Any:
+    """What zeros are reduced to."""
+    return ufunc.reduce(np.zeros(1, dtype), dtype=reduced)
+
+
 def reduce_entries(
     ufunc: np.ufunc, x: CoreArray, axis: Any = 0, dtype: Any = None, keepdims: bool = False, **initial: Any
 ) -> Any:
@@ -278,16 +296,16 @@ def reduce_entries(
     if ufunc not in ORDER_FREE or x.size == 0 or x.ndim == 0:
         return None
     axes = normalize_axes(axis, x.ndim)
-    shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
-    n_kept = int(np.prod(shape))
-    n_reduced = x.size // n_kept
-    zero = ufunc.reduce(np.zeros(1, x.dtype), dtype=dtype)
-    if n_kept == 1 and len(axes) == x.ndim:
+    zero = reduced_zero(ufunc, x.dtype, dtype)
+    if len(axes) == x.ndim:
         stored = reduce_stored(ufunc, x, dtype) + [zero] * (x.nnz < x.size)
         result = ufunc.reduce(np.array(stored, zero.dtype), dtype=dtype, **initial)
-        return np.reshape(result, shape) if keepdims else result
+        return np.reshape(result, (1,) * x.ndim) if keepdims else result
     if x.nnz * WORTH_GROUPING > x.size:
         return None
+    shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
+    n_kept = prod(shape)
+    n_reduced = x.size // n_kept
     values = x.values
     out = np.full(n_kept, zero)
     if len(values):

@@ -395,12 +395,49 @@ cdef int read_shape(tuple shape, Py_ssize_t* extents, Py_ssize_t* n_cells) excep
     return <int> len(shape)
 
 
+cdef Py_ssize_t move_any(int source, const char* places, const char* values, Py_ssize_t n, Py_ssize_t n_cells,
+                         int type_num, int storage, char* positions, char* target, Py_ssize_t room) noexcept nogil:
+    """`move_entries` of values of any type."""
+    cdef Py_ssize_t item = item_size(type_num)
+    cdef uint64_t mask = ~sign_bit(type_num)
+    if item == 8:
+        return move_entries[uint64_t](source, places, <const uint64_t*> values, n, mask, n_cells, storage, positions,
+                                      <uint64_t*> target, room)
+    if item == 4:
+        return move_entries[uint32_t](source, places, <const uint32_t*> values, n, <uint32_t> mask, n_cells, storage,
+                                      positions, <uint32_t*> target, room)
+    if item == 2:
+        return move_entries[uint16_t](source, places, <const uint16_t*> values, n, <uint16_t> mask, n_cells, storage,
+                                      positions, <uint16_t*> target, room)
+    return move_entries[uint8_t](source, places, <const uint8_t*> values, n, <uint8_t> mask, n_cells, storage, positions,
+                                 <uint8_t*> target, room)
+
+
+cdef char* block_of_few(const char* cells, Py_ssize_t n_cells, int type_num, int n_axes, const Py_ssize_t* extents,
+                        Py_ssize_t* n) noexcept nogil:
+    """A new block of pairs with the n cells that are not zero, found in one look; NULL if that is no form for so many."""
+    cdef Py_ssize_t item = item_size(type_num), room = n_cells >> 5
+    cdef char* trial = new_block(PAIRS, room, n_cells, item, 0, NULL)
+    cdef char* block = NULL
+    if trial == NULL:
+        return NULL
+    n[0] = move_any(DENSE, NULL, cells, n_cells, n_cells, type_num, PAIRS,
+                    trial + index_offset(PAIRS, room, n_cells, item), trial, room)
+    if 0 < n[0] <= room and smallest_storage(UNIFORM, n[0], n_cells, item) == PAIRS:
+        block = new_block(PAIRS, n[0], n_cells, item, n_axes, extents)
+        if block != NULL:
+            memcpy(block, trial, n[0] * item)
+            memcpy(block + index_offset(PAIRS, n[0], n_cells, item), trial + index_offset(PAIRS, room, n_cells, item),
+                   n[0] * index_size(n_cells))
+    PyMem_RawFree(trial)
+    return block
+
+
 cdef char* block_of_entries(int source, const char* places, const char* values, Py_ssize_t n, Py_ssize_t n_cells,
                             int type_num, int storage, Py_ssize_t room, int n_axes,
                             const Py_ssize_t* extents) noexcept nogil:
     """A new block with what is not zero of one that stores n cells; NULL without memory, or if it is not `room` many."""
     cdef Py_ssize_t item = item_size(type_num), moved
-    cdef uint64_t mask = ~sign_bit(type_num)
     cdef char* block = new_block(storage, room, n_cells, item, n_axes, extents)
     cdef char* positions
     cdef char* target
@@ -422,18 +459,7 @@ cdef char* block_of_entries(int source, const char* places, const char* values, 
         return NULL
     elif storage == DENSE:
         memset(target, 0, n_cells * item)
-    if item == 8:
-        moved = move_entries[uint64_t](source, places, <const uint64_t*> values, n, mask, n_cells, storage, positions,
-                                       <uint64_t*> target, room)
-    elif item == 4:
-        moved = move_entries[uint32_t](source, places, <const uint32_t*> values, n, <uint32_t> mask, n_cells, storage,
-                                       positions, <uint32_t*> target, room)
-    elif item == 2:
-        moved = move_entries[uint16_t](source, places, <const uint16_t*> values, n, <uint16_t> mask, n_cells, storage,
-                                       positions, <uint16_t*> target, room)
-    else:
-        moved = move_entries[uint8_t](source, places, <const uint8_t*> values, n, <uint8_t> mask, n_cells, storage,
-                                      positions, <uint8_t*> target, room)
+    moved = move_any(source, places, values, n, n_cells, type_num, storage, positions, target, room)
     if moved == room:
         return block
     PyMem_RawFree(block)
@@ -648,6 +674,11 @@ cdef class CoreArray:
         if not cnp.PyArray_ISALIGNED(cells):
             cells = cells.copy()
         source = <const char*> cnp.PyArray_DATA(cells)
+        if self.storage == PAIRS and self.n_stored > 0:  # what was sparse mostly stays so
+            block = block_of_few(source, n_cells, type_num, n_axes, extents + n_axes - n_extents(n_axes, n_cells), &n)
+            if block != NULL:
+                take_block(self, block, PAIRS, n, n_cells, n_axes, type_num)
+                return
         n = n_cells - count_zeros(source, n_cells, type_num)
         if n == n_cells and n > 0 and all_same(source, n, item):
             storage = UNIFORM
