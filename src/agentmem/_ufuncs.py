@@ -113,12 +113,12 @@ class Content(bytes):
 
 
 def is_harmless_number(ufunc: np.ufunc, y: Any) -> bool:
-    """True if certainly ``ufunc(0, y)`` is zero."""
+    """True if certainly ``ufunc(0, y)`` is zero, for a second operand."""
     if not isinstance(y, float | np.floating):
         return False
     if ufunc is np.multiply:
         return isfinite(y)
-    return y > 0 if ufunc is np.true_divide or ufunc is np.greater else False
+    return bool(y > 0) if ufunc is np.true_divide or ufunc is np.greater else False
 
 
 def is_harmless(ufunc: np.ufunc, y: Any) -> bool:
@@ -190,7 +190,8 @@ def elementwise(
     for x in operands if any([x.nnz < x.size for x in sparse]) else ():
         if isinstance(x, np.ndarray) and x.ndim:
             off_support.append(nonzero_off_support(ufunc, operands, x, shape))
-        elif not isinstance(x, CoreArray) and not is_harmless_number(ufunc, x):  # one look tells of all cells
+        elif not isinstance(x, CoreArray) and not (x is operands[-1] and is_harmless_number(ufunc, x)):
+            # A number: one look tells of all cells.
             zeros = [np.zeros(1, y.dtype) if isinstance(y, CoreArray) else y for y in operands]
             if any(np.count_nonzero(r) for r in outputs(ufunc(*zeros, **options))):
                 return None if out else rebuild(ufunc, operands, options, cls)
