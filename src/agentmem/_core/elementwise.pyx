@@ -41,7 +41,7 @@ ctypedef fused cell_t:  # a value as bytes, for moves that do not read it
 
 cdef enum:
     PART = 1 << 18  # bytes of values: small enough for malloc to give the same memory again
-    AHEAD = 24      # entries: what is picked next is on its way
+    AHEAD = 96      # entries: what is picked next is on its way from main memory
 
 cdef struct Part:
     Py_ssize_t first    # values before it
