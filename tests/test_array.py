@@ -3,6 +3,7 @@
 import copy
 import operator
 import pickle
+import subprocess
 import sys
 import threading
 import warnings
@@ -16,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 import agentmem as am
 from agentmem.array import SparseArray, read_only
+from reference import same_environment
 
 DTYPES = ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"]
 SHARES = [(0.001, "pairs"), (0.3, "bitmap"), (0.99, "dense"), (1, "uniform")]
@@ -418,8 +420,9 @@ def test_libraries_that_ask_for_values_first_ask_for_to_numpy():
 def test_a_read_only_array_cannot_be_written():
     x = am.SparseBelief([0.5, 0.0, 0.5])
     x.setflags(write=False)
-    assert not x.flags.writeable
+    assert not x.flags.writeable and not x.flags["WRITEABLE"] and x.flags.c_contiguous
     writes = [
+        lambda: x.__init__([1.0, 1.0, 1.0]),
         lambda: operator.imul(x, 2),
         lambda: x.__setitem__(0, 1),
         lambda: x.fill(1),
@@ -436,7 +439,7 @@ def test_a_read_only_array_cannot_be_written():
     assert x.to_dense().tolist() == [0.5, 0.0, 0.5]
     y = x.copy()
     y *= 2  # a copy is its owner's
-    x.setflags(write=True)
+    x.flags.writeable = True
     x *= 2
     assert x.to_dense().tolist() == y.to_dense().tolist() == [1.0, 0.0, 1.0]
 
@@ -456,6 +459,86 @@ def test_what_is_known_of_a_read_only_operand_is_true():
             assert np.array_equal(x[:2] * y[:3].view("f4")[:2], x.to_dense()[:2] * cells[:3].view("f4")[:2])
     assert read_only(x) is not x
     assert not read_only(x).flags.writeable
+    fields = np.zeros(4, "i4,f8,i4")
+    fields["f1"] = np.inf
+    with np.errstate(all="ignore"):
+        for y in (read_only(fields)["f1"], read_only(fields).view("u4")[1:-3].view("u4")[:4]):
+            np.testing.assert_array_equal(x * y, x.to_dense() * y)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dtype_that_is_asked_for_is_that_of_zeros_too():
+    cells = np.array([0.0, 0.5, 0.0])
+    huge = np.full(3, 1e300)
+    expected = np.multiply(cells, huge, dtype="e", casting="unsafe")
+    np.testing.assert_array_equal(np.multiply(SparseArray(cells), huge, dtype="e", casting="unsafe"), expected)
+    whole = np.array([0, 2, 0], "i2")
+    np.testing.assert_array_equal(np.reciprocal(SparseArray(whole), dtype="d"), np.reciprocal(whole, dtype="d"))
+
+
+def test_numbers_of_other_libraries_never_see_what_an_array_holds():
+    class Nosy(np.float64):
+        def __array_ufunc__(self, ufunc, method, *inputs, **options):
+            seen.extend(inputs)
+            return "theirs"
+
+    seen = []
+    x = SparseArray([0.0, 1.0])
+    assert x * Nosy(2) == "theirs"
+    assert any(one is x for one in seen)
+
+
+def test_a_result_is_nobodys_to_write_until_it_is_whole():
+    made = []
+
+    class Shown(SparseArray):
+        __slots__ = ()
+
+        def __new__(cls, *args, **kwargs):
+            made.append(super().__new__(cls))
+            return made[-1]
+
+    def write(*_):
+        with pytest.raises(RuntimeError):
+            made[-1].resize(1)
+        called.append(True)
+
+    called = []
+    x = Shown(large_cells(0.3, "f8"))
+    x[0] = 1e300
+    with np.errstate(over="call", call=write):
+        y = x * 1e300
+    assert called
+    y._check()
+
+
+def test_a_matrix_is_assigned():
+    x = SparseArray(np.eye(3))
+    x[...] = np.matrix(np.ones((3, 3)))
+    x[:] = np.matrix(np.eye(3))
+    assert x.nnz == 3
+
+
+def test_without_memory_for_another_form_an_array_keeps_its_own():
+    script = """if True:
+        import resource
+        import numpy as np
+        from agentmem.array import SparseArray
+        for share in (0.3, 0.99):
+            x = SparseArray(np.random.default_rng(0).random(4_000_000) < share, dtype="f8")
+            y = np.arange(4_000_000) % 16 == 0
+            expected = x.to_dense() * y
+            held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (held + 3_000_000, resource.RLIM_INFINITY))
+            x *= y
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            assert x.nnz == np.count_nonzero(expected) and (x.to_dense() == expected).all()
+            assert (np.diff(x.indices) > 0).all() and (x.values != 0).all()
+            x *= 1  # and changes it when it can
+            x._check()
+        """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=same_environment())
+    assert not done.returncode, done.stderr
 
 
 # ---- large arrays, which kernels go through in parts

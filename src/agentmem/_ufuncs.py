@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from agentmem._core import CoreArray, alike, entrywise, entrywise_into, one_writer, reduce_stored
+from agentmem._core import CoreArray, alike, entrywise, entrywise_into, moment_of, one_writer, reduce_stored
 from agentmem._positions import broadcast_pairs, cells_at, coordinates, flatten, merge, normalize_axes
 
 STORABLE = frozenset("?bBhHiIlLqQefd")  # the dtypes that an array may keep
 AS_GIVEN = (CoreArray, np.ndarray, np.generic, bool, int, float)  # to a ufunc; a list is made an array
+NUMPYS_OWN = frozenset({np.ndarray, bool, int, float, *np.sctypeDict.values()})
 NEARLY_DENSE = 8  # cells to an entry, up to which dense copies are faster than merged positions
 WORTH_GROUPING = 64  # the same, for sums along an axis
+MOST_FACTS = 64  # about views of a read-only array
 PROBE_CELLS = 2048  # of a dense operand, looked at in one go
 ORDER_FREE = {
     np.add, np.multiply, np.maximum, np.minimum, np.fmax, np.fmin,
@@ -83,6 +85,10 @@ def kind_of(operand: Any) -> Any:
 
 @lru_cache(4096)
 def maps_zero_to_zero(ufunc: np.ufunc, kinds: tuple[Any, ...]) -> bool:
+    return probe_zero(ufunc, kinds, {})
+
+
+def probe_zero(ufunc: np.ufunc, kinds: tuple[Any, ...], options: dict[str, Any]) -> bool:
     """Whether every output is zero where the sparse operands are, for ordinary values of the other one."""
 
     def operand(kind: Any, value: int) -> Any:
@@ -95,7 +101,9 @@ def maps_zero_to_zero(ufunc: np.ufunc, kinds: tuple[Any, ...]) -> bool:
     try:
         with np.errstate(all="ignore"):
             return not any(
-                np.any(out) for value in (1, 2) for out in outputs(ufunc(*[operand(k, value) for k in kinds]))
+                np.any(out)
+                for value in (1, 2)
+                for out in outputs(ufunc(*[operand(k, value) for k in kinds], **options))
             )
     except Exception:
         return False  # no such loop: dense NumPy raises what it raises
@@ -109,7 +117,7 @@ class Content(bytes):
     """The memory of ndarrays that nobody can write to, so that what was found out about it stays true."""
 
     def __init__(self, _: bytes) -> None:
-        self.harmless: dict[tuple[np.ufunc, Any], bool] = {}
+        self.harmless: dict[Any, bool] = {}
 
 
 def is_harmless_number(ufunc: np.ufunc, y: Any) -> bool:
@@ -126,11 +134,14 @@ def is_harmless(ufunc: np.ufunc, y: Any) -> bool:
     owner = y
     while type(owner) is np.ndarray:
         owner = owner.base
-    if type(owner) is not Content or len(owner) % y.itemsize:
+    if type(owner) is not Content:
         return looks_harmless(ufunc, y)
-    known = owner.harmless.get((ufunc, y.dtype))
+    key = ufunc, y.dtype, y.shape, y.strides, y.__array_interface__["data"][0]
+    known = owner.harmless.get(key)
     if known is None:
-        known = owner.harmless[ufunc, y.dtype] = looks_harmless(ufunc, np.frombuffer(owner, y.dtype))
+        if len(owner.harmless) >= MOST_FACTS:
+            owner.harmless.clear()
+        known = owner.harmless[key] = looks_harmless(ufunc, y)
     return known
 
 
@@ -150,14 +161,16 @@ def in_chunks(y: Any, shape: tuple[int, ...]) -> Iterator[Any]:
     return iter(np.nditer(np.broadcast_to(y, shape), flags, order="C", buffersize=PROBE_CELLS))
 
 
-def nonzero_off_support(ufunc: np.ufunc, operands: tuple[Any, ...], y: Any, shape: tuple[int, ...]) -> Any:
+def nonzero_off_support(
+    ufunc: np.ufunc, operands: tuple[Any, ...], y: Any, shape: tuple[int, ...], options: dict[str, Any]
+) -> Any:
     """Positions where `ufunc` of zero and the ndarray `y` is not zero. O(size) time, little memory."""
-    if is_harmless(ufunc, y):
+    if not options and is_harmless(ufunc, y):
         return np.zeros(0, np.intp)
     zero = [x.dtype.type(0) if isinstance(x, CoreArray) else None for x in operands]
     found, start = [], 0
     for chunk in in_chunks(y, shape):
-        results = outputs(ufunc(*[chunk if z is None else z for z in zero]))
+        results = outputs(ufunc(*[chunk if z is None else z for z in zero], **options))
         found += [start + np.flatnonzero(result) for result in results if np.count_nonzero(result)]
         start += len(chunk)
     positions = np.zeros(0, np.intp)
@@ -173,7 +186,7 @@ def elementwise(
     """The sparse result of a ufunc that maps zero to zero; None if it has to be computed dense."""
     operands = tuple([x if isinstance(x, AS_GIVEN) else np.asarray(x) for x in inputs])
     kinds = tuple(map(kind_of, operands))
-    if "where" in options or not maps_zero_to_zero(ufunc, kinds):
+    if "where" in options or not (probe_zero(ufunc, kinds, options) if options else maps_zero_to_zero(ufunc, kinds)):
         return None
     if any([o is not None and not isinstance(o, CoreArray) for o in out]):
         return None
@@ -182,6 +195,8 @@ def elementwise(
     if shape == () or any([o is not None and o.shape != shape for o in out]):
         return None
     cls = most_derived(operands)
+    lent = {id(x): moment_of(x) for x in operands if isinstance(x, CoreArray) and not any([x is o for o in out])}
+    operands = tuple([lent.get(id(x), x) for x in operands])
     sparse = [x for x in operands if isinstance(x, CoreArray)]
     if len(sparse) > 1:
         operands = uniform_as_numbers(operands, shape, out)
@@ -189,8 +204,10 @@ def elementwise(
     off_support: list[Any] = []
     for x in operands if any([x.nnz < x.size for x in sparse]) else ():
         if isinstance(x, np.ndarray) and x.ndim:
-            off_support.append(nonzero_off_support(ufunc, operands, x, shape))
-        elif not isinstance(x, CoreArray) and not (x is operands[-1] and is_harmless_number(ufunc, x)):
+            off_support.append(nonzero_off_support(ufunc, operands, x, shape, options))
+        elif not isinstance(x, CoreArray) and (
+            options or x is not operands[-1] or not is_harmless_number(ufunc, x)
+        ):
             # A number: one look tells of all cells.
             zeros = [np.zeros(1, y.dtype) if isinstance(y, CoreArray) else y for y in operands]
             if any(np.count_nonzero(r) for r in outputs(ufunc(*zeros, **options))):
@@ -296,6 +313,7 @@ def reduce_entries(
     """``ufunc.reduce`` over the entries, and a zero where cells are missing; None to compute it dense."""
     if ufunc not in ORDER_FREE or x.size == 0 or x.ndim == 0:
         return None
+    x = moment_of(x)
     axes = normalize_axes(axis, x.ndim)
     zero = reduced_zero(ufunc, x.dtype, dtype)
     if len(axes) == x.ndim:
@@ -361,7 +379,7 @@ def contract(a: Any, b: Any) -> Any:
 
 def is_foreign(value: Any) -> bool:
     """Whether another library's array has a say in what happens."""
-    if type(value) is np.ndarray or isinstance(value, (CoreArray, np.generic, int, float)):
+    if type(value) in NUMPYS_OWN or isinstance(value, CoreArray):
         return False
     return getattr(type(value), "__array_ufunc__", None) not in (None, np.ndarray.__array_ufunc__)
 

@@ -264,9 +264,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def flags(self) -> Any:
-        cell = np.empty((1,) * self.ndim, self.dtype)
-        cell.setflags(write=self._is_writable)
-        return cell.flags
+        return _Flags(self)
 
     def setflags(self, write: bool | None = None, align: bool | None = None, uic: bool | None = None) -> None:
         """Whether the array may be changed; as `numpy.ndarray.setflags`."""
@@ -362,7 +360,8 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         with one_writer([self]):
             is_all = key is ... or (type(key) is slice and key == slice(None) and self.ndim > 0)
             if is_all and isinstance(value, np.ndarray | CoreArray) and value.shape == self.shape:
-                self._set_cells(self.shape, densify(value).astype(self.dtype, "C", copy=False).reshape(-1))
+                cells = np.asarray(densify(value))
+                self._set_cells(self.shape, cells.astype(self.dtype, "C", copy=False).reshape(-1))
                 return
             block = block_of(key, self.shape)
             if block is not None and not block[1] and isinstance(value, int | float | np.number | np.bool):
@@ -427,7 +426,7 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         if order == "F":
             reverse = extents[::-1] if isinstance(extents, tuple | list) else extents
             return self.transpose().reshape(reverse).transpose()
-        return self._from_pairs(stand_in(self.shape).reshape(extents).shape, self.indices, self.values)
+        return self._reshaped(stand_in(self.shape).reshape(extents).shape)
 
     def ravel(self, order: Any = "C") -> Self:
         return self.reshape(-1, order=order)
@@ -442,6 +441,8 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         moved = stand_in(self.shape).transpose(order)
         if self.ndim < 2:
             return self.copy()
+        if self.nnz * NEARLY_DENSE > self.size:
+            return self._from_cells(self.to_dense().transpose(order))
         order = range(self.ndim)[::-1] if order is None else [axis % self.ndim for axis in order]
         coords = coordinates(self.indices, self.shape)
         positions = flatten([coords[axis] for axis in order], moved.shape, self.nnz)
@@ -461,8 +462,8 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         """The same numbers in another dtype; sparse if an array can have that dtype."""
         if np.dtype(dtype).char not in STORABLE or not subok:
             return self.to_dense().astype(dtype, order, casting)
-        if not copy and self.dtype == dtype:
-            return self
+        if self.dtype == dtype:
+            return self.copy() if copy else self
         return self._from_pairs(self.shape, self.indices, self.values.astype(dtype, casting=casting))
 
     def round(self, decimals: int = 0, out: Any = None) -> Any:
@@ -556,6 +557,34 @@ class SparseArray(CoreArray, np.lib.mixins.NDArrayOperatorsMixin):
         return _functions.call_function(np.dot, (self, b), {} if out is None else {"out": out})
 
 
+class _Flags:
+    """What `SparseArray.flags` returns: those of an ndarray, of which `writeable` can be set."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: SparseArray) -> None:
+        object.__setattr__(self, "array", array)
+
+    def _of_a_cell(self) -> Any:
+        cell = np.empty((1,) * self.array.ndim, self.array.dtype)
+        cell.setflags(write=self.array._is_writable)
+        return cell.flags
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of_a_cell(), name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._of_a_cell()[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "writeable":
+            raise AttributeError(f"flag {name} cannot be set, only writeable")
+        self.array.setflags(write=value)
+
+    def __repr__(self) -> str:
+        return repr(self._of_a_cell())
+
+
 class _Flat:
     """What `SparseArray.flat` returns."""
 
@@ -565,7 +594,8 @@ class _Flat:
         self.array = array
 
     def __getitem__(self, key: Any) -> Any:
-        return self.array.reshape(-1)[key]
+        block = block_of(key, (self.array.size,))
+        return self.array.reshape(-1)[key] if block is None else self.array._lookup(np.array(block[:1]))[0]
 
     def __setitem__(self, key: Any, value: Any) -> None:
         with one_writer([self.array]):

@@ -5,7 +5,7 @@ an outcome (an impossible observation) goes to a hook of the container, which na
 fails. Kernels hold the GIL for small work only, and borrow their workspaces from `scratch`.
 """
 
-from agentmem._core.array import CoreArray, one_writer
+from agentmem._core.array import CoreArray, moment_of, one_writer
 from agentmem._core.belief import CoreBelief
 from agentmem._core.elementwise import alike, entrywise, entrywise_into, extreme, reduce_stored
 from agentmem._core.history import CoreCoder, CoreLanes, count_pairs
@@ -29,6 +29,7 @@ __all__ = [
     "entrywise",
     "entrywise_into",
     "extreme",
+    "moment_of",
     "one_writer",
     "reduce_stored",
     "release_scratch",

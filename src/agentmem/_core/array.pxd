@@ -97,14 +97,15 @@ cdef inline char* positions_of(CoreArray self) noexcept nogil:
 
 
 cdef Py_ssize_t clear_zeros(char* values, Py_ssize_t n, int type_num) noexcept nogil
-cdef int settle(CoreArray self, Py_ssize_t n_zeros) except -1
+cdef void settle(CoreArray self, Py_ssize_t n_zeros) noexcept
+cdef void let_go(CoreArray self) noexcept
 cdef Py_ssize_t count_bits(const uint64_t* words, Py_ssize_t n_words) noexcept nogil
 cdef int n_extents(int n_axes, Py_ssize_t n_cells) noexcept nogil
 cdef void read_extents(CoreArray self, Py_ssize_t* extents) noexcept nogil
 cdef char* new_block(int storage, Py_ssize_t n_stored, Py_ssize_t n_cells, Py_ssize_t item,
                      int n_axes, const Py_ssize_t* extents) noexcept nogil
 cdef int check_readable(CoreArray self) except -1
-cdef CoreArray moment_of(CoreArray self)
+cpdef CoreArray moment_of(CoreArray self)
 cdef int own_block(CoreArray self) except -1
 cdef char* make_block(CoreArray self, int storage, Py_ssize_t n_stored) noexcept nogil
 cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_cells,

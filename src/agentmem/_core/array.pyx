@@ -3,11 +3,12 @@
 The block holds values and then their indices (pairs), one bit per cell and then values (bitmap), or values alone; then
 all extents but the first. Nothing here knows arithmetic: `agentmem.array` puts NumPy's protocols on top, `_core.belief` the filter.
 """
+cimport cython
 cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from sys import getsizeof
 
@@ -490,9 +491,12 @@ cdef int own_block(CoreArray self) except -1:
     return 0
 
 
-cdef CoreArray moment_of(CoreArray self):
-    """What the array is now, for a kernel to read at its leisure: a loan of the block, or a copy if it is lent already."""
-    cdef Moment moment = Moment.__new__(Moment)
+cpdef CoreArray moment_of(CoreArray self):
+    """What the array is now, to be read at leisure: a loan of the block, or a copy if that is lent already."""
+    cdef Moment moment
+    if isinstance(self, Moment):
+        return self
+    moment = Moment.__new__(Moment)
     check_readable(self)  # after the allocation, which may let another thread run
     if self.is_lent or self.block == NULL:
         return copy_as(self, CoreArray.__new__(CoreArray))
@@ -505,8 +509,10 @@ cdef CoreArray moment_of(CoreArray self):
 cdef take_block(CoreArray self, char* block, int storage, Py_ssize_t n_stored, Py_ssize_t n_cells,
                 int n_axes, int type_num):
     """Make `block` the content, its shape and dtype included."""
-    if self.writing > 1:
+    if self.writing > 1 or self.is_read_only:
         PyMem_RawFree(block)
+        if self.is_read_only:
+            raise ValueError("assignment destination is read-only")
         raise RuntimeError("two writers in one array: another thread is updating it")
     let_go(self)
     self.block = block
@@ -538,32 +544,93 @@ cdef cnp.ndarray all_cells(CoreArray self):
     return out
 
 
-cdef int settle(CoreArray self, Py_ssize_t n_zeros) except -1:
-    """Leave out the zeros, so many, among the values in the block, and take the form of fewest bytes."""
+cdef void close_gaps_in(CoreArray self, cell_t* values, cell_t mask) noexcept nogil:
+    """Move up what is not zero of pairs or a bitmap, and its places; the block is as large as before."""
+    cdef char* places = positions_of(self)
+    cdef uint64_t* words = <uint64_t*> places
+    cdef Py_ssize_t k = 0, i = 0, w, step = index_size(self.n_cells)
+    cdef uint64_t word
+    if self.storage == PAIRS:
+        for i in range(self.n_stored):
+            if values[i] & mask:
+                values[k] = values[i]
+                memmove(places + k * step, places + i * step, step)
+                k += 1
+    else:
+        for w in range((self.n_cells + 63) >> 6):
+            word = words[w]
+            while word:
+                if values[i] & mask:
+                    values[k] = values[i]
+                    k += 1
+                else:
+                    words[w] ^= word & (~word + 1)
+                word &= word - 1
+                i += 1
+
+
+cdef void close_gaps(CoreArray self, Py_ssize_t n) noexcept nogil:
+    """Leave n values, none of them zero, in the block, in the same form (pairs for a uniform one), without memory."""
+    cdef Py_ssize_t item = item_size(self.type_num), size
+    cdef uint64_t mask = ~sign_bit(self.type_num)
+    cdef Py_ssize_t[64] extents
+    cdef char* places = positions_of(self)
+    cdef char* block
+    read_extents(self, extents)
+    if self.storage == UNIFORM:
+        self.storage = PAIRS
+    elif item == 8:
+        close_gaps_in[uint64_t](self, <uint64_t*> values_of(self), mask)
+    elif item == 4:
+        close_gaps_in[uint32_t](self, <uint32_t*> values_of(self), <uint32_t> mask)
+    elif item == 2:
+        close_gaps_in[uint16_t](self, <uint16_t*> values_of(self), <uint16_t> mask)
+    else:
+        close_gaps_in[uint8_t](self, <uint8_t*> values_of(self), <uint8_t> mask)
+    self.n_stored = n
+    if self.storage == PAIRS:
+        memmove(positions_of(self), places, n * index_size(self.n_cells))
+    size = block_size(self.storage, n, self.n_cells, item, self.n_axes)
+    if n_extents(self.n_axes, self.n_cells) > 0:
+        memcpy(self.block + payload_size(self.storage, n, self.n_cells, item), extents,
+               n_extents(self.n_axes, self.n_cells) * sizeof(Py_ssize_t))
+    block = <char*> PyMem_RawRealloc(self.block, size)
+    if block != NULL:
+        self.block = block
+
+
+cdef void settle(CoreArray self, Py_ssize_t n_zeros) noexcept:
+    """Leave out the zeros, so many, among the values in the block, and take the form of fewest bytes.
+
+    Nobody else reads the block. Without memory for another form the array keeps its own.
+    """
     cdef Py_ssize_t item = item_size(self.type_num), n = self.n_cells
     cdef Py_ssize_t[64] extents
-    cdef int storage = self.storage
+    cdef int storage
     cdef char* block
-    if storage == UNIFORM:
+    if self.storage == UNIFORM:
         n = 0 if n_zeros else n
     else:
         n = cells_stored(self) - n_zeros
+    self.is_measure = False
+    if self.storage == DENSE:
+        self.n_stored = n
+    elif n_zeros > 0:
+        close_gaps(self, n)
+    storage = self.storage
     if storage != UNIFORM and n == self.n_cells and n > 0 and all_same(values_of(self), n, item):
         storage = UNIFORM
     elif n == 0 or storage != UNIFORM:
         storage = smallest_storage(PAIRS if n == 0 else storage, n, self.n_cells, item)
-    if storage != self.storage or (storage != DENSE and n_zeros > 0):
-        read_extents(self, extents)
-        block = block_of_entries(self.storage, positions_of(self), values_of(self), cells_stored(self), self.n_cells,
-                                 self.type_num, storage, n, self.n_axes, extents)
-        if block == NULL:
-            raise MemoryError
-        let_go(self)
+    if storage == self.storage:
+        return
+    read_extents(self, extents)
+    block = block_of_entries(self.storage, positions_of(self), values_of(self), cells_stored(self), self.n_cells,
+                             self.type_num, storage, n, self.n_axes, extents)
+    if block != NULL:
+        PyMem_RawFree(self.block)
         self.block = block
         self.storage = storage
-    self.n_stored = n
-    self.is_measure = False
-    return 0
 
 
 cdef int check_readable(CoreArray self) except -1:
@@ -583,6 +650,7 @@ cdef int check_writable(CoreArray self) except -1:
 
 
 cdef CoreArray copy_array(CoreArray self):
+    """A copy of the same class; the writer of neither."""
     return copy_as(self, <CoreArray?> new_like(<PyObject*> self))  # a subclass may return anything
 
 
@@ -620,6 +688,24 @@ cdef class CoreArray:
 
     def __dealloc__(self):
         PyMem_RawFree(self.block)
+
+    def _reshaped(self, tuple shape):
+        """The same cells in another shape, as a new array of the same class. O(bytes held)."""
+        cdef Py_ssize_t n_cells, item = item_size(self.type_num)
+        cdef Py_ssize_t[64] extents
+        cdef int n_axes = read_shape(shape, extents, &n_cells)
+        cdef CoreArray moment = moment_of(self), made = <CoreArray?> new_like(<PyObject*> self)
+        if n_cells != moment.n_cells:
+            raise ValueError(f"shape {shape} given for {moment.n_cells} cells")
+        made.block = new_block(moment.storage, moment.n_stored, n_cells, item, n_axes,
+                               extents + n_axes - n_extents(n_axes, n_cells))
+        if made.block == NULL:
+            raise MemoryError
+        if moment.block != NULL:
+            memcpy(made.block, moment.block, payload_size(moment.storage, moment.n_stored, n_cells, item))
+        made.n_cells, made.n_stored, made.n_axes = n_cells, moment.n_stored, n_axes
+        made.storage, made.type_num, made.is_measure = moment.storage, moment.type_num, self.is_measure
+        return made
 
     # -- writing (private: the subclasses keep the promises about order, class and measure)
 
@@ -896,6 +982,7 @@ cdef class CoreArray:
             assert (values >= 0).all() and np.isfinite(values).all() and len(values)
 
 
+@cython.no_gc
 cdef class Moment(CoreArray):
     """What an array was at a moment, on loan from it; the block is its own once the lender has another."""
 

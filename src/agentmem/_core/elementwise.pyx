@@ -14,8 +14,8 @@ from libc.string cimport memcmp, memcpy
 
 import numpy as np
 
-from agentmem._core.array cimport (CoreArray, cells_stored, check_readable, clear_zeros, count_bits, index_size,
-                                   item_size, moment_of, new_block, own_block, positions_of, read_extents, settle,
+from agentmem._core.array cimport (CoreArray, cells_stored, check_readable, check_writable, clear_zeros, count_bits,
+                                   index_size, item_size, let_go, moment_of, new_block, own_block, positions_of, read_extents, settle,
                                    value_offset, values_of)
 from agentmem._core.types cimport BITMAP, DENSE, PAIRS, UNIFORM, index_t, lowest_bit, prefetch
 
@@ -159,7 +159,9 @@ def entrywise(ufunc, tuple operands not None, dict options not None, type cls no
         for i in range(len(arrays)):
             n_zeros[i] += clear_part(arrays[i], &part)
     for i in range(len(arrays)):
-        settle(arrays[i], n_zeros[i])
+        made = arrays[i]
+        settle(made, n_zeros[i])
+        made.writing = 0
     return tuple(arrays)
 
 
@@ -177,10 +179,10 @@ def entrywise_into(ufunc, tuple operands not None, dict options not None, CoreAr
     given = tuple([moment_of(x) if isinstance(x, CoreArray) and x is not target else x for x in operands])
     check_operands(given)
     picks = picks_for(given, target)
-    own_block(target)
     ufunc(*values_in(given, picks, target, &part), out=(view_of(target, &part),), **options)
-    raised = None
+    own_block(target)
     target.writing = 2
+    raised = None
     try:
         while next_part(target, &part):
             values, view = values_in(given, picks, target, &part), view_of(target, &part)
@@ -196,10 +198,10 @@ def entrywise_into(ufunc, tuple operands not None, dict options not None, CoreAr
             n_zeros += clear_part(target, &part)
         is_whole = True
     finally:
-        target.writing = 1
         if not is_whole:
             n_zeros = clear_zeros(values_of(target), cells_stored(target), target.type_num)
         settle(target, n_zeros)
+        target.writing = 1
     if raised is not None:
         raise raised
 
@@ -269,9 +271,15 @@ cdef tuple picks_for(tuple operands, CoreArray pattern):
 
 
 cdef CoreArray like(CoreArray pattern, type cls, int type_num):
-    """A new array of another dtype with values, yet to be written, in the same places."""
+    """A new array of another dtype with values, yet to be written, in the same places.
+
+    It is being written until `entrywise` has done: the `__new__` of a subclass may have shown it to others.
+    """
     cdef CoreArray made = <CoreArray?> new_of(<PyObject*> cls)
     cdef Py_ssize_t[64] extents
+    check_writable(made)
+    let_go(made)
+    made.block, made.writing = NULL, 2
     read_extents(pattern, extents)
     made.block = new_block(pattern.storage, pattern.n_stored, pattern.n_cells, item_size(type_num), pattern.n_axes,
                            extents)
