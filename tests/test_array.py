@@ -512,6 +512,7 @@ def test_a_result_is_nobodys_to_write_until_it_is_whole():
     y._check()
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_a_matrix_is_assigned():
     x = SparseArray(np.eye(3))
     x[...] = np.matrix(np.ones((3, 3)))
@@ -543,8 +544,8 @@ def test_without_memory_for_another_form_an_array_keeps_its_own():
 
 # ---- large arrays, which kernels go through in parts
 
-LARGE = 300_000
-IN_PLACE = [np.multiply, np.true_divide, np.minimum, np.fmod, np.arctan2, np.copysign, np.greater, np.logical_and]
+LARGE = 144_000  # cells: several parts of float32
+IN_PLACE = [np.multiply, np.true_divide, np.minimum, np.fmod, np.copysign, np.greater]
 
 
 def large_cells(share, dtype, seed=1):
@@ -560,7 +561,7 @@ def large_cells(share, dtype, seed=1):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i2"])
-@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.5, 0.98, 0.9999, 1])
+@pytest.mark.parametrize("share", [0, 0.01, 0.4, 0.98, 1])
 @pytest.mark.parametrize("ufunc", IN_PLACE)
 def test_large_arrays_meet_each_other_numbers_and_cells(ufunc, share, dtype):
     cells = large_cells(share, dtype)
@@ -593,7 +594,7 @@ def test_large_arrays_meet_each_other_numbers_and_cells(ufunc, share, dtype):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_large_arrays_are_reduced(share, sign):
     cells = sign * large_cells(share, "f8")
-    for poisoned in (None, 5, 299_999):
+    for poisoned in (None, 5, LARGE - 1):
         if poisoned is not None:
             cells[poisoned] = np.nan
         x = SparseArray(cells)
@@ -601,7 +602,7 @@ def test_large_arrays_are_reduced(share, sign):
             np.testing.assert_array_equal(getattr(x, name)(), getattr(cells, name)())
         np.testing.assert_allclose(x.sum(), cells.sum(), rtol=1e-13)
         assert x.sum(initial=3).dtype == cells.sum(initial=3).dtype
-        np.testing.assert_allclose(x.reshape(300, 1000).sum(axis=0), cells.reshape(300, 1000).sum(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(x.reshape(144, 1000).sum(axis=0), cells.reshape(144, 1000).sum(axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.98])
@@ -684,11 +685,11 @@ def test_a_reader_sees_a_moment_whatever_another_thread_writes():
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.98, 1])
 def test_cells_of_large_arrays_are_written(share):
     rng = np.random.default_rng(3)
-    cells = large_cells(share, "f4").reshape(300, 1000)
+    cells = large_cells(share, "f4").reshape(144, 1000)
     x = SparseArray(cells)
     for value in (1, 0, -0.0, 2, np.nan):
         for _ in range(20):
-            row, column = int(rng.integers(300)), int(rng.integers(1000))
+            row, column = int(rng.integers(144)), int(rng.integers(1000))
             for array in (x, cells):
                 array[row, column] = value
                 array[row, column - 5 : column] = value

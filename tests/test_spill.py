@@ -786,7 +786,7 @@ class SpillMachine(RuleBasedStateMachine):
             assert self.budget.used == sum(h.nbytes for h in self.handles.values() if h.is_resident)
 
 
-SpillMachine.TestCase.settings = settings(deadline=None, database=None, max_examples=60, stateful_step_count=40)
+SpillMachine.TestCase.settings = settings(deadline=None, database=None, max_examples=40, stateful_step_count=40)
 TestSpill = quiet(SpillMachine.TestCase)
 
 
