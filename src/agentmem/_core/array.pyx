@@ -280,6 +280,16 @@ cdef inline bint put_entry(int storage, char* positions, cell_t* values, Py_ssiz
     return True
 
 
+cdef inline bint is_empty_line(const char* line) noexcept nogil:
+    """Whether 64 bytes are zero."""
+    cdef uint64_t word, any_bit = 0
+    cdef int k
+    for k in range(8):
+        memcpy(&word, line + 8 * k, 8)
+        any_bit |= word
+    return any_bit == 0
+
+
 cdef Py_ssize_t move_entries(int source, const char* places, const cell_t* cells, Py_ssize_t n, cell_t mask,
                              Py_ssize_t n_cells, int storage, char* positions, cell_t* values,
                              Py_ssize_t room) noexcept nogil:
@@ -287,10 +297,9 @@ cdef Py_ssize_t move_entries(int source, const char* places, const cell_t* cells
 
     More than there is room for are not written. The bits of a bitmap and the cells of a dense block are zero before.
     """
-    cdef Py_ssize_t k = 0, w, i, begin
+    cdef Py_ssize_t k = 0, w, i, begin = 0, stop, run = 64 // sizeof(cell_t)
     cdef const uint64_t* words = <const uint64_t*> places
     cdef uint64_t word
-    cdef cell_t any_bit
     if source == DENSE and storage == BITMAP:  # without a branch for what a cell holds
         for w in range((n_cells + 63) >> 6):
             word = 0
@@ -301,18 +310,15 @@ cdef Py_ssize_t move_entries(int source, const char* places, const cell_t* cells
                 k += (cells[i] & mask) != 0
             (<uint64_t*> positions)[w] = word
     elif source == DENSE:
-        for begin in range(0, n_cells, 16):
-            if begin + 16 <= n_cells:  # most runs hold nothing
-                any_bit = 0
-                for i in range(16):
-                    any_bit |= cells[begin + i]
-                if (any_bit & mask) == 0:
-                    continue
-            for i in range(begin, min(begin + 16, n_cells)):
-                if cells[i] & mask:
-                    if not put_entry(storage, positions, values, k, room, n_cells, i, cells[i]):
-                        return k + 1
-                    k += 1
+        while begin < n_cells:
+            stop = min(begin + run, n_cells)
+            if begin + run > n_cells or not is_empty_line(<const char*> (cells + begin)):  # most lines hold nothing
+                for i in range(begin, stop):
+                    if cells[i] & mask:
+                        if not put_entry(storage, positions, values, k, room, n_cells, i, cells[i]):
+                            return k + 1
+                        k += 1
+            begin = stop
     elif source == BITMAP:
         i = 0
         for w in range((n_cells + 63) >> 6):
@@ -414,16 +420,45 @@ cdef Py_ssize_t move_any(int source, const char* places, const char* values, Py_
                                  <uint8_t*> target, room)
 
 
+cdef Py_ssize_t collect(const cell_t* cells, Py_ssize_t n_cells, cell_t mask, int32_t* places, cell_t* values,
+                        Py_ssize_t room) noexcept nogil:
+    """Places and values of what is not zero; return how many there are, more than `room` where they may not fit."""
+    cdef Py_ssize_t k = 0, begin = 0, i, run = 64 // sizeof(cell_t)
+    while begin < n_cells:
+        if begin + run <= n_cells and is_empty_line(<const char*> (cells + begin)):
+            begin += run
+            continue
+        if k + run > room:
+            return room + 1
+        for i in range(begin, min(begin + run, n_cells)):  # without a branch for what a cell holds
+            places[k] = <int32_t> i
+            values[k] = cells[i]
+            k += (cells[i] & mask) != 0
+        begin += run
+    return k
+
+
 cdef char* block_of_few(const char* cells, Py_ssize_t n_cells, int type_num, int n_axes, const Py_ssize_t* extents,
                         Py_ssize_t* n) noexcept nogil:
     """A new block of pairs with the n cells that are not zero, found in one look; NULL if that is no form for so many."""
-    cdef Py_ssize_t item = item_size(type_num), room = n_cells >> 5
-    cdef char* trial = new_block(PAIRS, room, n_cells, item, 0, NULL)
+    cdef Py_ssize_t item = item_size(type_num), room = (n_cells >> 5) + 64
+    cdef uint64_t mask = ~sign_bit(type_num)
+    cdef char* trial = NULL
     cdef char* block = NULL
+    cdef int32_t* places
+    if index_size(n_cells) == 4:
+        trial = new_block(PAIRS, room, n_cells, item, 0, NULL)
     if trial == NULL:
         return NULL
-    n[0] = move_any(DENSE, NULL, cells, n_cells, n_cells, type_num, PAIRS,
-                    trial + index_offset(PAIRS, room, n_cells, item), trial, room)
+    places = <int32_t*> (trial + index_offset(PAIRS, room, n_cells, item))
+    if item == 8:
+        n[0] = collect[uint64_t](<const uint64_t*> cells, n_cells, mask, places, <uint64_t*> trial, room)
+    elif item == 4:
+        n[0] = collect[uint32_t](<const uint32_t*> cells, n_cells, <uint32_t> mask, places, <uint32_t*> trial, room)
+    elif item == 2:
+        n[0] = collect[uint16_t](<const uint16_t*> cells, n_cells, <uint16_t> mask, places, <uint16_t*> trial, room)
+    else:
+        n[0] = collect[uint8_t](<const uint8_t*> cells, n_cells, <uint8_t> mask, places, <uint8_t*> trial, room)
     if 0 < n[0] <= room and smallest_storage(UNIFORM, n[0], n_cells, item) == PAIRS:
         block = new_block(PAIRS, n[0], n_cells, item, n_axes, extents)
         if block != NULL:
@@ -599,10 +634,11 @@ cdef void close_gaps(CoreArray self, Py_ssize_t n) noexcept nogil:
         self.block = block
 
 
-cdef void settle(CoreArray self, Py_ssize_t n_zeros) noexcept:
+cdef void settle(CoreArray self, Py_ssize_t n_zeros, bint may_be_same) noexcept:
     """Leave out the zeros, so many, among the values in the block, and take the form of fewest bytes.
 
-    Nobody else reads the block. Without memory for another form the array keeps its own.
+    `may_be_same`: whether the caller has not seen two different values. Nobody else reads the block. Without memory for
+    another form the array keeps its own.
     """
     cdef Py_ssize_t item = item_size(self.type_num), n = self.n_cells
     cdef Py_ssize_t[64] extents
@@ -618,7 +654,7 @@ cdef void settle(CoreArray self, Py_ssize_t n_zeros) noexcept:
     elif n_zeros > 0:
         close_gaps(self, n)
     storage = self.storage
-    if storage != UNIFORM and n == self.n_cells and n > 0 and all_same(values_of(self), n, item):
+    if storage != UNIFORM and may_be_same and n == self.n_cells and n > 0 and all_same(values_of(self), n, item):
         storage = UNIFORM
     elif n == 0 or storage != UNIFORM:
         storage = smallest_storage(PAIRS if n == 0 else storage, n, self.n_cells, item)
@@ -961,7 +997,7 @@ cdef class CoreArray:
             n_zeros -= count_zeros(cell, 1, self.type_num)
             memcpy(cell, <char*> cnp.PyArray_DATA(values) + k * item, item)
             n_zeros += count_zeros(cell, 1, self.type_num)
-        settle(self, n_zeros if self.storage == DENSE else 0)
+        settle(self, n_zeros if self.storage == DENSE else 0, True)
         return True
 
     def _check(self):

@@ -14,9 +14,9 @@ from libc.string cimport memcmp, memcpy
 
 import numpy as np
 
-from agentmem._core.array cimport (CoreArray, cells_stored, check_readable, check_writable, clear_zeros, count_bits,
-                                   index_size, item_size, let_go, moment_of, new_block, own_block, positions_of, read_extents, settle,
-                                   value_offset, values_of)
+from agentmem._core.array cimport (CoreArray, all_same, cells_stored, check_readable, check_writable, clear_zeros,
+                                   count_bits, index_size, item_size, let_go, moment_of, new_block, own_block,
+                                   positions_of, read_extents, settle, value_offset, values_of)
 from agentmem._core.types cimport BITMAP, DENSE, PAIRS, UNIFORM, index_t, lowest_bit, prefetch
 
 cnp.import_array()
@@ -144,6 +144,7 @@ def entrywise(ufunc, tuple operands not None, dict options not None, type cls no
     cdef Part part = Part(0, 0, 0, 0)
     cdef list arrays = []
     cdef Py_ssize_t[8] n_zeros
+    cdef bint[8] is_same
     cdef Py_ssize_t i
     results = ufunc(*values_in(given, picks, pattern, &part), **options)
     results = results if type(results) is tuple else (results,)
@@ -153,14 +154,15 @@ def entrywise(ufunc, tuple operands not None, dict options not None, type cls no
         if type(results[i]) is not np.ndarray or item_size(cnp.PyArray_TYPE(<cnp.ndarray> results[i])) == 0:
             return None
         arrays.append(like(pattern, cls, cnp.PyArray_TYPE(<cnp.ndarray> results[i])))
-        n_zeros[i] = 0
+        n_zeros[i], is_same[i] = 0, True
     while next_part(pattern, &part):
         ufunc(*values_in(given, picks, pattern, &part), out=tuple([view_of(made, &part) for made in arrays]), **options)
         for i in range(len(arrays)):
             n_zeros[i] += clear_part(arrays[i], &part)
+            is_same[i] = is_same[i] and same_part(arrays[i], &part)
     for i in range(len(arrays)):
         made = arrays[i]
-        settle(made, n_zeros[i])
+        settle(made, n_zeros[i], is_same[i])
         made.writing = 0
     return tuple(arrays)
 
@@ -173,7 +175,7 @@ def entrywise_into(ufunc, tuple operands not None, dict options not None, CoreAr
     cdef tuple given, picks
     cdef Part part = Part(0, 0, 0, 0)
     cdef Py_ssize_t n_zeros = 0
-    cdef bint is_whole = False
+    cdef bint is_whole = False, is_same = True
     if target.writing != 1 or not any([x is target for x in operands]):
         raise ValueError("target given that is no operand, or that nobody is writing")
     given = tuple([moment_of(x) if isinstance(x, CoreArray) and x is not target else x for x in operands])
@@ -196,11 +198,12 @@ def entrywise_into(ufunc, tuple operands not None, dict options not None, CoreAr
                     ufunc(*values, out=(view,), **options)
             del values, view
             n_zeros += clear_part(target, &part)
+            is_same = is_same and same_part(target, &part)
         is_whole = True
     finally:
         if not is_whole:
             n_zeros = clear_zeros(values_of(target), cells_stored(target), target.type_num)
-        settle(target, n_zeros)
+        settle(target, n_zeros, is_same)
         target.writing = 1
     if raised is not None:
         raise raised
@@ -239,6 +242,14 @@ cdef cnp.ndarray view_of(CoreArray x, const Part* part):
 cdef Py_ssize_t clear_part(CoreArray x, const Part* part) noexcept:
     """How many zeros there are in a part; none is -0.0 any more."""
     return clear_zeros(values_of(x) + part.first * item_size(x.type_num), part.n, x.type_num)
+
+
+cdef bint same_part(CoreArray x, const Part* part) noexcept:
+    """Whether all values of a part are the first one, looked at while they are in the cache."""
+    cdef Py_ssize_t item = item_size(x.type_num)
+    cdef const char* values = values_of(x)
+    return part.n == 0 or (memcmp(values, values + part.first * item, item) == 0
+                           and all_same(values + part.first * item, part.n, item))
 
 
 cdef list values_in(tuple operands, tuple picks, CoreArray pattern, const Part* part):
