@@ -794,3 +794,15 @@ def test_a_population_of_agents_of_every_kind_is_one_call():
         "agent['a'][0].p", "agent['a'][1].belief", "agent['a'][2].belief", "agent['a'][2]._hidden",
     }  # fmt: skip
     assert set(reasons(report)) == {"agent['b'][0]", "agent['b'][1]"}
+
+
+@pytest.mark.parametrize("wrong", [5, None, "agent", b"", 1.0, dict, np])
+def test_what_holds_nothing_is_no_agent(wrong):
+    with pytest.raises(TypeError, match="agent of type"):
+        am.compact(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["x", True, [1], {"foo": 1}, {"relative": "x"}, 2, -1, float("nan")])
+def test_a_rule_of_pruning_that_is_none_is_refused_by_name(wrong):
+    with pytest.raises((TypeError, ValueError), match=r"prune=.* given; expected a share"):
+        am.compact([np.ones(3)], prune=wrong)

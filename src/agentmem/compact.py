@@ -49,6 +49,7 @@ OURS = (
     SparseArray, Model, FilterResult, Trajectory, Population, HistoryBuffer, HistoryGroup, RecordHistory,
     ObservationBuffer, Budget, Scratch, ModelPool, Spill, Handle, Lazy,
 )  # fmt: skip
+PRUNING = "relative", "absolute", "mass", "max_states"  # of `SparseBelief.prune`
 RECORDS = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
@@ -148,6 +149,10 @@ def compact(
     without `maxlen`; lists of lists, as tables are; what a tuple holds; arrays of other libraries, scipy's too. What
     classes, modules and functions hold is not looked at.
 
+    `*`, `/` and their in-place forms, comparisons with what is above zero, `np.sqrt` and the like give sparse arrays;
+    ``belief @ matrix``, `np.roll`, `np.clip`, sums along an axis give ndarrays. Write such results into the belief
+    (``agent.belief[...] = ...``) rather than in its place, and it stays small; or compact again.
+
     What the agent's code must not rely on: views of an array that is swapped, and ``x is y`` of something outside the
     agent (give both as ``compact([agent, world])``). Slices of sparse arrays are copies, elements of them take
     microseconds. A record comes out as a copy: write ``e = log[-1]; e["x"] = 1; log[-1] = e``. A log is no `list` to
@@ -170,6 +175,9 @@ def compact(
     >>> robot.belief.nnz, robot.log[7], report.bytes_before > 50 * report.bytes_after
     (5, {'type': 'move', 'x': 2}, True)
     """
+    if isinstance(agent, type | ModuleType) or type(agent) in RECORDS:
+        given = type(agent).__name__
+        raise TypeError(f"agent of type {given} given; expected an object with attributes, a list or a dict")
     rules = _rules(prune)
     for name, given, kind in (("budget", budget, Budget), ("pool", pool, ModelPool)):
         if given is not None and not isinstance(given, kind):
@@ -192,10 +200,15 @@ def _rules(prune: float | Mapping[str, Any] | None) -> dict[str, Any]:
     """Options of `SparseBelief.prune`; none for no pruning."""
     if prune is None:
         return {}
-    if isinstance(prune, bool):
-        raise TypeError(f"prune={prune} given; expected a share of the largest entry, or options of SparseBelief.prune")
     rules = dict(prune) if isinstance(prune, Mapping) else {"relative": prune}
-    SparseBelief.point(1, 0).prune(**rules)  # raises for what it does not take
+    expected = f"a share of the largest entry, from 0 to below 1, or a dict of {', '.join(PRUNING)}"
+    if not all(name in PRUNING and isinstance(rule, int | float | np.number) and type(rule) is not bool
+               for name, rule in rules.items()):  # fmt: skip
+        raise TypeError(f"prune={prune!r} given; expected {expected}")
+    try:
+        SparseBelief.point(1, 0).prune(**rules)
+    except ValueError as error:
+        raise ValueError(f"prune={prune!r} given; expected {expected}") from error
     return rules
 
 

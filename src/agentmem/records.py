@@ -70,10 +70,12 @@ class RecordHistory(MutableSequence[Any]):
     Records are None, bools, ints, floats, strings, bytes, NumPy numbers and arrays without objects, and lists, tuples
     and dicts of these. An int stays an int, a tuple a tuple, -0.0 is not 0.0. Equal ones among the last are kept once;
     dicts of one shape lie in typed columns. What comes out is new: changing it does not change the log. `append` takes
-    about 10 us; `log[i]` decodes the blocks that the record lies in. One writer.
+    10 us for a string to 50 us for a dict; `log[i]` as much for a recent record, 0.2 to 1 ms for an older one, whose
+    blocks are decoded. One writer.
 
     All that a list does, it does, but for ``*``: the oldest go fast (``del log[:k]``, ``log.pop(0)``), and so does
-    ``log.pop()``; what changes a record within encodes those after it anew, O(n). Where one is refused, nothing has
+    ``log.pop()``; what changes a record within encodes those after it anew, 30 to 80 us
+    each. Where one is refused, nothing has
     changed. As a list's, an iterator meets what is appended meanwhile.
 
     Examples
@@ -100,6 +102,9 @@ class RecordHistory(MutableSequence[Any]):
         schema: Mapping[str, type] | None = None,
         budget: Budget | None = None,
     ) -> None:
+        if maxlen is not None and not hasattr(maxlen, "__index__"):
+            given = type(maxlen).__name__
+            raise TypeError(f"maxlen of type {given} given; expected an int or None (`extend` takes records)")
         self.maxlen = None if maxlen is None else operator.index(maxlen)
         if self.maxlen is not None and self.maxlen < 0:
             raise ValueError(f"maxlen={maxlen} given; expected at least 0, or None")

@@ -98,7 +98,7 @@ cdef inline char* positions_of(CoreArray self) noexcept nogil:
 
 cdef Py_ssize_t clear_zeros(char* values, Py_ssize_t n, int type_num) noexcept nogil
 cdef void settle(CoreArray self, Py_ssize_t n_zeros, bint may_be_same) noexcept
-cdef bint all_same(const char* values, Py_ssize_t n, Py_ssize_t item) noexcept nogil
+cdef bint all_same(const char* values, Py_ssize_t n, Py_ssize_t item, const char* first) noexcept nogil
 cdef void let_go(CoreArray self) noexcept
 cdef Py_ssize_t count_bits(const uint64_t* words, Py_ssize_t n_words) noexcept nogil
 cdef int n_extents(int n_axes, Py_ssize_t n_cells) noexcept nogil

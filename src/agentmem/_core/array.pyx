@@ -379,9 +379,39 @@ cdef Py_ssize_t value_at(CoreArray self, Py_ssize_t place, Rank* rank) noexcept 
     return rank.n_entries + count_bits(&below, 1) if words[w] & bit else -1
 
 
-cdef bint all_same(const char* values, Py_ssize_t n, Py_ssize_t item) noexcept nogil:
-    """Whether n items are equal bit for bit: each equals the one before."""
-    return n < 2 or memcmp(values, values + item, (n - 1) * item) == 0
+cdef bint are_same(const cell_t* values, Py_ssize_t n, cell_t first) noexcept nogil:
+    cdef Py_ssize_t k = 0, lane, stop
+    cdef cell_t[16] others
+    cdef cell_t other = 0
+    while k + 16 <= n:
+        for lane in range(16):
+            others[lane] = 0
+        stop = min(k + 16 * 64, n - 15)
+        while k < stop:
+            for lane in range(16):
+                others[lane] |= values[k + lane] ^ first
+            k += 16
+        for lane in range(16):
+            other |= others[lane]
+        if other:
+            return False
+    while k < n:
+        other |= values[k] ^ first
+        k += 1
+    return other == 0
+
+
+cdef bint all_same(const char* values, Py_ssize_t n, Py_ssize_t item, const char* first) noexcept nogil:
+    """Whether n items are bit for bit what `first` is."""
+    if n == 0:
+        return True
+    if item == 8:
+        return are_same[uint64_t](<const uint64_t*> values, n, (<const uint64_t*> first)[0])
+    if item == 4:
+        return are_same[uint32_t](<const uint32_t*> values, n, (<const uint32_t*> first)[0])
+    if item == 2:
+        return are_same[uint16_t](<const uint16_t*> values, n, (<const uint16_t*> first)[0])
+    return are_same[uint8_t](<const uint8_t*> values, n, (<const uint8_t*> first)[0])
 
 
 cdef int read_shape(tuple shape, Py_ssize_t* extents, Py_ssize_t* n_cells) except -1:
@@ -654,7 +684,8 @@ cdef void settle(CoreArray self, Py_ssize_t n_zeros, bint may_be_same) noexcept:
     elif n_zeros > 0:
         close_gaps(self, n)
     storage = self.storage
-    if storage != UNIFORM and may_be_same and n == self.n_cells and n > 0 and all_same(values_of(self), n, item):
+    if storage != UNIFORM and may_be_same and n == self.n_cells and n > 0 \
+            and all_same(values_of(self), n, item, values_of(self)):
         storage = UNIFORM
     elif n == 0 or storage != UNIFORM:
         storage = smallest_storage(PAIRS if n == 0 else storage, n, self.n_cells, item)
@@ -759,11 +790,14 @@ cdef class CoreArray:
         if cnp.PyArray_NDIM(values) != 1 or cnp.PyArray_DIM(values, 0) != n or not cnp.PyArray_IS_C_CONTIGUOUS(values):
             raise ValueError(f"values of shape {(<object> values).shape} given for {n} indices; "
                              "expected one contiguous value each")
+        if not cnp.PyArray_ISALIGNED(values):
+            values = values.copy()
+            source = <const char*> cnp.PyArray_DATA(values)
         for k in range(n):
             if indices[k] <= previous or indices[k] >= n_cells:
                 raise ValueError(f"index {indices[k]} at position {k} given; expected ascending indices below {n_cells}")
             previous = indices[k]
-        if n == n_cells and n > 0 and all_same(source, n, item):
+        if n == n_cells and n > 0 and all_same(source, n, item, source):
             storage = UNIFORM
         else:
             storage = smallest_storage(PAIRS if n == 0 else UNIFORM, n, n_cells, item)
@@ -802,7 +836,7 @@ cdef class CoreArray:
                 take_block(self, block, PAIRS, n, n_cells, n_axes, type_num)
                 return
         n = n_cells - count_zeros(source, n_cells, type_num)
-        if n == n_cells and n > 0 and all_same(source, n, item):
+        if n == n_cells and n > 0 and all_same(source, n, item, source):
             storage = UNIFORM
         else:
             storage = smallest_storage(PAIRS if n == 0 else UNIFORM, n, n_cells, item)

@@ -248,8 +248,7 @@ cdef bint same_part(CoreArray x, const Part* part) noexcept:
     """Whether all values of a part are the first one, looked at while they are in the cache."""
     cdef Py_ssize_t item = item_size(x.type_num)
     cdef const char* values = values_of(x)
-    return part.n == 0 or (memcmp(values, values + part.first * item, item) == 0
-                           and all_same(values + part.first * item, part.n, item))
+    return all_same(values + part.first * item, part.n, item, values)
 
 
 cdef list values_in(tuple operands, tuple picks, CoreArray pattern, const Part* part):
