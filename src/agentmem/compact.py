@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from agentmem.array import SparseArray
 from agentmem.belief import SparseBelief
 from agentmem.budget import Budget
-from agentmem.footprint import footprint
+from agentmem.footprint import footprint, in_units
 from agentmem.groups import HistoryGroup
 from agentmem.history import HistoryBuffer
 from agentmem.model import Model
@@ -86,10 +86,10 @@ class Compaction:
     bytes_after: int
 
     def __str__(self) -> str:
-        swapped = [(row.path, row.was, row.now, _size(row.bytes_before), _size(row.bytes_after), row.note)
+        swapped = [(row.path, row.was, row.now, in_units(row.bytes_before), in_units(row.bytes_after), row.note)
                    for row in self.rows]  # fmt: skip
-        left = [(row.path, row.was, "left alone", *2 * [_size(row.bytes_before)], row.note) for row in self.left]
-        total = ("in all", "", "", _size(self.bytes_before), _size(self.bytes_after), "")
+        left = [(row.path, row.was, "left alone", *2 * [in_units(row.bytes_before)], row.note) for row in self.left]
+        total = ("in all", "", "", in_units(self.bytes_before), in_units(self.bytes_after), "")
         return _table([("", "was", "is", "before", "after", ""), *swapped, *left, total])
 
 
@@ -176,8 +176,8 @@ def compact(
     (5, {'type': 'move', 'x': 2}, True)
     """
     if isinstance(agent, type | ModuleType) or type(agent) in RECORDS:
-        given = type(agent).__name__
-        raise TypeError(f"agent of type {given} given; expected an object with attributes, a list or a dict")
+        kind_given = type(agent).__name__
+        raise TypeError(f"agent of type {kind_given} given; expected an object with attributes, a list or a dict")
     rules = _rules(prune)
     for name, given, kind in (("budget", budget, Budget), ("pool", pool, ModelPool)):
         if given is not None and not isinstance(given, kind):
@@ -585,15 +585,6 @@ def _name(value: Any) -> str:
         kinds = {type(entry).__name__ for entry in value}
         return f"{kind}, {len(value):,} {kinds.pop() if len(kinds) == 1 else 'records'}"
     return kind
-
-
-def _size(nbytes: float) -> str:
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            break
-        nbytes, unit = nbytes / 1024, larger
-    return f"{nbytes:,.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

@@ -122,6 +122,16 @@ def footprint(obj: object, *, ignore: type | tuple[type, ...] = ()) -> Footprint
     return Footprint(sum(parts.values()), parts, mapped, scratch_nbytes())
 
 
+def in_units(nbytes: float) -> str:
+    """Bytes for people to read: ``"34.6 MiB"``."""
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            break
+        nbytes, unit = nbytes / 1024, larger
+    return f"{nbytes:,.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
+
+
 def _way_into(kind: type, ignore: type | tuple[type, ...]) -> Way | None:
     """What lists the objects that an object of this type keeps alive; None if it does not count."""
     if issubclass(kind, (PROGRAM, ignore)):

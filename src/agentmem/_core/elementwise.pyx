@@ -8,7 +8,7 @@ Arithmetic is NumPy's: nothing here knows a ufunc. What has no place in the arra
 that it stays zero.
 """
 cimport numpy as cnp
-from cpython.object cimport PyObject
+from cpython.object cimport PyTypeObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -17,27 +17,9 @@ import numpy as np
 from agentmem._core.array cimport (CoreArray, all_same, cells_stored, check_readable, check_writable, clear_zeros,
                                    count_bits, index_size, item_size, let_go, moment_of, new_block, own_block,
                                    positions_of, read_extents, settle, value_offset, values_of)
-from agentmem._core.types cimport BITMAP, DENSE, PAIRS, UNIFORM, index_t, lowest_bit, prefetch
+from agentmem._core.types cimport BITMAP, DENSE, PAIRS, UNIFORM, cell_t, index_t, lowest_bit, new_of, prefetch
 
 cnp.import_array()
-
-cdef extern from *:
-    """
-    static PyObject* agentmem_new_of(PyObject* type) {
-        PyObject* no_arguments = PyTuple_New(0);
-        if (no_arguments == NULL) return NULL;
-        PyObject* made = ((PyTypeObject*)type)->tp_new((PyTypeObject*)type, no_arguments, NULL);
-        Py_DECREF(no_arguments);
-        return made;
-    }
-    """
-    object new_of "agentmem_new_of"(PyObject* type)
-
-ctypedef fused cell_t:  # a value as bytes, for moves that do not read it
-    uint8_t
-    uint16_t
-    uint32_t
-    uint64_t
 
 cdef enum:
     PART = 1 << 18  # bytes of values: small enough for malloc to give the same memory again
@@ -285,7 +267,7 @@ cdef CoreArray like(CoreArray pattern, type cls, int type_num):
 
     It is being written until `entrywise` has done: the `__new__` of a subclass may have shown it to others.
     """
-    cdef CoreArray made = <CoreArray?> new_of(<PyObject*> cls)
+    cdef CoreArray made = <CoreArray?> new_of(<PyTypeObject*> cls)
     cdef Py_ssize_t[64] extents
     check_writable(made)
     let_go(made)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from agentmem.footprint import in_units
 from agentmem.profiler.throughput import Throughput
 from agentmem.profiler.tradeoff import Measurement, World
 from agentmem.profiler.verification import LIKE_DENSE, AgentRecord, CrowdRecord, Promise, Record, RunRecord
@@ -70,7 +71,7 @@ def to_table(world: World, measurements: Sequence[Measurement]) -> Table:
         # Text, because rich would read the [a] of a string as markup.
         caption=Text(
             f"{rivals}Each ran alone, on one thread. "
-            f"Peak RSS is the whole process's, Python with its libraries {_size(base)} of it."
+            f"Peak RSS is the whole process's, Python with its libraries {in_units(base)} of it."
         ),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -91,10 +92,10 @@ def to_table(world: World, measurements: Sequence[Measurement]) -> Table:
         difference = measurement.largest_difference
         table.add_row(
             measurement.configuration.name,
-            _size(measurement.model_bytes),
-            _size(measurement.belief_bytes_median),
-            _size(measurement.belief_bytes_peak),
-            _size(measurement.peak_rss),
+            in_units(measurement.model_bytes),
+            in_units(measurement.belief_bytes_median),
+            in_units(measurement.belief_bytes_peak),
+            in_units(measurement.peak_rss),
             _figure(measurement.microseconds_per_update),
             "reference" if difference is None else _difference(difference),
         )
@@ -137,7 +138,7 @@ def progress(record: Throughput) -> str:
     """One line while a population steps, under 80 columns."""
     return (
         f"step {record.steps:,}: {_rate(record.last_rate)} agent-steps/s, "
-        f"{record.bytes_per_agent:,.0f} bytes per agent, RSS {_size(record.rss)}"
+        f"{record.bytes_per_agent:,.0f} bytes per agent, RSS {in_units(record.rss)}"
     )
 
 
@@ -152,11 +153,11 @@ def throughput_summary(record: Throughput) -> str:
         "agent-steps per second": _rate(record.rate) + later,
         "step 1": f"{_time(record.first_seconds)}, from beliefs over all states",
         "simulation, not counted": f"{_time(record.walk_seconds)} for actions and readings",
-        "bytes per agent": f"{record.bytes_per_agent:,.1f}, beside one model of {_size(record.model_bytes)}",
-        "all beliefs": _size(record.nbytes),
-        "as dense float64 rows": f"{_size(record.dense_bytes)}, {_figure(record.dense_bytes / record.nbytes)}x",
-        "RSS": f"{_size(record.rss)}, simulation included; Python {_size(record.base_rss)}",
-        "peak RSS": _size(record.peak_rss),
+        "bytes per agent": f"{record.bytes_per_agent:,.1f}, beside one model of {in_units(record.model_bytes)}",
+        "all beliefs": in_units(record.nbytes),
+        "as dense float64 rows": f"{in_units(record.dense_bytes)}, {_figure(record.dense_bytes / record.nbytes)}x",
+        "RSS": f"{in_units(record.rss)}, simulation included; Python {in_units(record.base_rss)}",
+        "peak RSS": in_units(record.peak_rss),
     }
     width = max(map(len, figures))
     return "\n".join(f"{name:<{width}}  {figure}" for name, figure in figures.items())
@@ -200,7 +201,9 @@ def verification_to_table(records: Sequence[Record]) -> Table:
     agents = [record for record in records if isinstance(record, AgentRecord)]
     dense = sorted(record.dense_bytes for record in agents)
     table = Table(
-        title=Text(f"Agents that take {_size(dense[0])} to {_size(dense[-1])} dense, after {agents[0].steps} steps")
+        title=Text(
+            f"Agents that take {in_units(dense[0])} to {in_units(dense[-1])} dense, after {agents[0].steps} steps"
+        )
         if agents
         else None,
         caption=Text(
@@ -220,8 +223,8 @@ def verification_to_table(records: Sequence[Record]) -> Table:
         most = LIKE_DENSE * record.dense_bytes if record.limit.nbytes is None else record.limit.nbytes
         table.add_row(
             record.name,
-            _size(record.nbytes),
-            _size(most),
+            in_units(record.nbytes),
+            in_units(most),
             _figure(1e3 * record.dense_seconds),
             _figure(1e3 * record.seconds),
             _figure(1 / record.time),
@@ -237,11 +240,11 @@ def verification_summary(records: Sequence[Record]) -> str:
     lines = []
     for record in records:
         if isinstance(record, CrowdRecord):
-            lines.append(f"{record.name}: {_size(record.nbytes)} in all")
+            lines.append(f"{record.name}: {in_units(record.nbytes)} in all")
         elif isinstance(record, RunRecord):
             lines.append(
-                f"{record.name}: RSS {_size(record.rss[0])} to {_size(record.rss[-1])}, "
-                f"of which logs {_size(record.log_bytes[0])} to {_size(record.log_bytes[-1])}"
+                f"{record.name}: RSS {in_units(record.rss[0])} to {in_units(record.rss[-1])}, "
+                f"of which logs {in_units(record.log_bytes[0])} to {in_units(record.log_bytes[-1])}"
             )
     promises = _promises(records)
     broken = [promise for promise in promises if not promise.kept]
@@ -260,7 +263,7 @@ def _promises(records: Sequence[Record]) -> list[Promise]:
 def _amount(promise: Promise, value: float) -> str:
     match promise.unit:
         case "bytes":
-            return _size(value)
+            return in_units(value)
         case "x":
             return f"{_figure(value)} x"
         case "L1":
@@ -287,15 +290,6 @@ def _ratio(what: str, rival: float, ours: float, gain: str) -> str:
     if ratio > 1:
         return f"{_figure(ratio)}x {gain} {what}"
     return f"{_figure(1 / ratio)}x more {what} (a loss)"
-
-
-def _size(nbytes: float) -> str:
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            break
-        nbytes, unit = nbytes / 1024, larger
-    return f"{nbytes:,.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
 
 
 def _difference(value: float) -> str:
