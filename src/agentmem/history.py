@@ -33,7 +33,7 @@ from agentmem.frames import (
     within,
 )
 
-BLOCK_FRAMES = 768     # small frames in a block: what it takes beside its bits is 0.06 of a bit each
+BLOCK_FRAMES = 1_000   # small frames in a block: what it takes beside its bits is 0.05 of a bit each
 BLOCK_BYTES = 1 << 15  # of larger frames in a block
 RETRAIN = 8            # times as many numbers as a coder was made of are sealed before the next one is made
 MOST_CHANGES = 2048    # frames in a row that are kept as what changed: a reader goes through all of them
@@ -64,7 +64,7 @@ class HistoryBuffer:
     Notes
     -----
     What is in comes out bit for bit. `append` is O(frame), and once a block O(block) more; `h[i]` decodes one block,
-    of 768 numbers or some 32 KiB. Integers that span at most 64 take about the entropy of each given the one before.
+    of 1,000 numbers or some 32 KiB. Integers that span at most 64 take about the entropy of each given the one before.
     A frame of 32 KiB or more is kept as what changed until the next one, or as support and values, where that is less;
     a SparseArray may be given, and takes its dense form for the time of `append`. One writer.
 
@@ -116,8 +116,7 @@ class HistoryBuffer:
         self._train_at = 0  # how many of them a new coder waits for
         self._changes = 0   # about the bytes of changes since a frame was kept whole
         self._gone = 0      # of the oldest frames held: those that count no more
-        kind = narrowest(0, 0, self.dtype) if self.dtype.kind in "iu" else self.dtype
-        self._hot = np.empty((0, *self.shape), kind)
+        self._hot = self._no_frames()
         self._n_hot = 0     # frames in `_hot`
         self._account: Account | None = None
         if budget is not None:
@@ -127,7 +126,7 @@ class HistoryBuffer:
 
     def append(self, x: ArrayLike) -> None:
         """Add a frame; where there are `maxlen` already, the oldest goes."""
-        if type(x) is int and self._n_hot < len(self._hot) and self._n_hot < self._per_block and self.maxlen != 0:
+        if type(x) is int and self._n_hot < len(self._hot) and self._n_hot + 1 < self._per_block and self.maxlen != 0:
             try:
                 self._hot[self._n_hot] = x  # raises where it does not fit; the rest of this method is for that
             except (OverflowError, ValueError):
@@ -179,7 +178,7 @@ class HistoryBuffer:
         self._make_room(frames, n)
         self._hot[before:n] = frames
         self._n_hot = n
-        if n > self._per_block:
+        if n >= max(2, self._per_block):  # changes need a frame behind them
             try:
                 self._seal()
             except BaseException:
@@ -202,13 +201,13 @@ class HistoryBuffer:
         """Let go of all frames but the n oldest."""
         kept = n + self._gone
         n_blocks = min(len(self._arena), kept // self._per_block)
-        if self._per_block == 1 and n_blocks:  # changes need a frame behind them
+        if self._per_block == 1 and n_blocks:
             n_blocks = min(n_blocks, kept - 1)
         if n_blocks < len(self._arena):
             recent = self._span(n_blocks * self._per_block - self._gone, n)
             self._sealed -= (len(self._arena) - n_blocks) * self._per_block
             self._arena.cut(n_blocks)
-            self._hot, self._n_hot = self._hot[:0], 0
+            self._hot, self._n_hot = self._no_frames(), 0
             self._make_room(recent, len(recent))
             self._hot[: len(recent)] = recent
         self._n_hot = kept - n_blocks * self._per_block
@@ -228,6 +227,9 @@ class HistoryBuffer:
             self._gone -= self._per_block
         if self._account is not None:
             self._account.settle(self.nbytes)
+
+    def _no_frames(self) -> Frames:
+        return np.empty((0, *self.shape), narrowest(0, 0, self.dtype) if self.dtype.kind in "iu" else self.dtype)
 
     def _make_room(self, frames: Frames, n: int) -> None:
         """Let recent frames be n, these among them: integers lie in as few bytes as they need."""
@@ -256,9 +258,7 @@ class HistoryBuffer:
             self._account.unused += hot.nbytes
         self._arena.append(data)
         self._sealed += n
-        self._hot, self._n_hot = hot[:0], 0
-        if self.dtype.kind in "iu":
-            self._hot = np.zeros((0, *self.shape), narrowest(0, 0, self.dtype))
+        self._hot, self._n_hot = self._no_frames(), 0
         self._make_room(rest, len(rest))
         self._hot[: len(rest)] = rest
         self._n_hot = len(rest)

@@ -55,15 +55,15 @@ cdef void make_coded(const uint16_t* frequencies, Py_ssize_t n_symbols, Coded* c
 
 cdef void make_looks(const uint16_t* frequencies, Py_ssize_t n_symbols, look_t* looks) noexcept nogil:
     """One for each context and remainder of a state: symbol, frequency (11 bits), what of it lies below (10 bits)."""
-    cdef Py_ssize_t context, symbol, below
-    cdef Py_ssize_t at = 0
-    cdef uint32_t frequency
-    for context in range(n_symbols):
-        for symbol in range(n_symbols):
-            frequency = frequencies[context * n_symbols + symbol]
-            for below in range(frequency):
-                looks[at] = <look_t> (symbol << 21 | frequency << 10 | below)
-                at += 1
+    cdef Py_ssize_t k
+    cdef uint32_t frequency, below
+    cdef look_t lowest
+    for k in range(n_symbols * n_symbols):  # contexts, in each of them symbols
+        frequency = frequencies[k]
+        lowest = <look_t> (k % n_symbols) << 21 | frequency << 10
+        for below in range(frequency):
+            looks[below] = lowest | below
+        looks += frequency
 
 
 cdef Py_ssize_t encode(const Coded* coded, Py_ssize_t n_symbols, const uint8_t* rows, const uint8_t* contexts,

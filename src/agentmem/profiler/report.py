@@ -207,8 +207,8 @@ def verification_to_table(records: Sequence[Record]) -> Table:
         if agents
         else None,
         caption=Text(
-            "Bytes of all that an agent holds, traced after its steps. Steps are taken in turn with the dense "
-            "agent's. L1 is the belief's distance from the dense one; lost are entries, cells and readings."
+            "Bytes of all that an agent holds, traced after its steps. Both agents take turns of ten steps. "
+            "L1 is the belief's distance from the dense one; lost are entries, cells and readings."
         ),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
