@@ -1,6 +1,6 @@
 """Claim: a compacted agent loses nothing, stays small while it works, and is no slower than the dense one.
 
-The agent of the 34.5 MB report (`reference_agent`) takes turns of ten steps with its compact twin: every density and
+The agent of the 34.5 MB report (`reference_agent`) takes turns of twenty steps with its compact twin: every density and
 support of the belief with the usual other parts, then at 1 % every kind of the others, for no part depends on
 another. Then 1 to 100 agents, and 100 agents over 5,000 steps.
 

@@ -207,7 +207,7 @@ def verification_to_table(records: Sequence[Record]) -> Table:
         if agents
         else None,
         caption=Text(
-            "Bytes of all that an agent holds, traced after its steps. Both agents take turns of ten steps. "
+            "Bytes of all that an agent holds, traced after its steps. Both agents take turns of twenty steps. "
             "L1 is the belief's distance from the dense one; lost are entries, cells and readings."
         ),
         box=box.SIMPLE_HEAD,

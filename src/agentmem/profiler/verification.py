@@ -6,7 +6,7 @@
                          .promises()  -->  Promise: a figure beside the most it may be
 
 Bytes are what tracemalloc sees, and mapped files. Times are medians of steps, with no tracer running; the agents take
-turns of ten steps, so that each finds its own code and data in the caches, as it does where all agents are of its kind.
+turns of twenty steps, so that each finds its own code and data in the caches, as it does where all agents are of its kind.
 `report` shows the records.
 """
 
@@ -49,7 +49,7 @@ MASS = 1e-5  # relative, of a mode: which of two cells that tie but for rounding
 LIKE_DENSE = 1.01  # bytes, whatever an agent holds
 LENIENCE = 3.0
 STEPS = 20
-TURN = 10  # steps
+TURN = 20  # steps
 
 
 @dataclass(frozen=True, slots=True)
