@@ -32,7 +32,8 @@ import pytest
 from scipy import sparse
 
 import agentmem as am
-from agentmem.profiler.tradeoff import peak_rss, position_sensor
+from agentmem.profiler.process import peak_rss
+from agentmem.profiler.worlds import position_sensor
 from harness import in_child, replay, table
 
 THEIRS, OURS = "theirs", "ours"

@@ -16,16 +16,13 @@ from typing import Any
 
 import pytest
 
+from agentmem.profiler.promises import AgentRecord, CrowdRecord, Limit, RunRecord
 from agentmem.profiler.verification import (
     BELIEFS,
     CROWD,
     MIB,
     RUN,
-    AgentRecord,
-    CrowdRecord,
     Inputs,
-    Limit,
-    RunRecord,
     compare,
     hold,
     limit_of,

@@ -28,7 +28,8 @@ import pytest
 from scipy import sparse
 
 import agentmem as am
-from agentmem.profiler.tradeoff import grid_world, peak_rss, random_walk
+from agentmem.profiler.process import peak_rss
+from agentmem.profiler.worlds import grid_world, random_walk
 from harness import in_child, interleaved, replay, table
 
 SIDE, STEPS, WARM_UP, PRUNE = 100, 6, 6, 1e-6

@@ -3,7 +3,7 @@
 import time
 
 import agentmem as am
-from agentmem.profiler.tradeoff import grid_world
+from agentmem.profiler.worlds import grid_world
 
 world = grid_world(100, 100, agents=100_000, steps=20, seed=0)  # what they do and read
 model = am.Model(world.transition, world.observation)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import agentmem as am
-from agentmem.profiler.tradeoff import sample_rows
+from agentmem.profiler.worlds import sample_rows
 
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"
 FOLDERS = {d.parent.name: d.parent for d in sorted(MODELS.glob("corpus/*/*/meta.json"))}

@@ -14,10 +14,11 @@ from click.testing import CliRunner
 
 import agentmem as am
 from agentmem import cli
-from agentmem.profiler import throughput, tradeoff
+from agentmem.profiler import sweep, throughput, worlds
+from agentmem.profiler.promises import Limit
 from agentmem.profiler.reference_agent import Case, Sizes
-from agentmem.profiler.tradeoff import Measurement
-from agentmem.profiler.verification import Inputs, Limit, compare, hold
+from agentmem.profiler.sweep import Measurement
+from agentmem.profiler.verification import Inputs, compare, hold
 from agentmem.profiler.verification import run as run_for_long
 
 CONFIGURATIONS = ["dense NumPy", "scipy.sparse", "SparseBelief exact", "SparseBelief pruned"]
@@ -37,7 +38,7 @@ def measured(monkeypatch):
         for configuration in configurations:
             yield Measurement(configuration, 1, 1, 1, 1, 1, 1.0, 0.0, 0.0)
 
-    monkeypatch.setattr(tradeoff, "measure", measure)
+    monkeypatch.setattr(sweep, "measure", measure)
     return calls
 
 
@@ -100,7 +101,7 @@ def test_compare_makes_the_world_it_was_asked_for(option, value, states, name, m
     assert world.initial.size == states
     assert world.name.startswith(name)
     assert world.actions.shape == (5, 2)
-    assert configurations == tradeoff.standard_configurations()
+    assert configurations == sweep.standard_configurations()
     parameters = {"file": None, "env": None, "states": None, "prune": None, "agents": 2, "steps": 5, "seed": 7}
     given = {"1e3": 1000}.get(value, value)
     assert json.loads(path.read_text())["parameters"] == {**parameters, option: given}
@@ -113,7 +114,7 @@ def test_demo_is_the_frozen_lake(measured, tmp_path):
     [(world, configurations)] = measured
     assert world.initial.size == 2500
     assert world.actions.shape == (200, 20)
-    assert configurations == tradeoff.standard_configurations()
+    assert configurations == sweep.standard_configurations()
     record = json.loads(path.read_text())
     assert record["command"] == "demo"
     assert record["parameters"] == {"agents": 20, "steps": 200, "seed": 0}
@@ -151,10 +152,10 @@ def test_demo_of_a_population_shows_its_rate_and_bytes(measured, tmp_path):
 
 
 def test_demo_holds_what_a_population_holds():
-    transition, observation = tradeoff.slippery_grid(100, 100)
+    transition, observation = worlds.slippery_grid(100, 100)
     model = am.Model(transition, observation)
     population, rng = am.Population(model, 30), np.random.default_rng(1)
-    walk = tradeoff.random_walk(transition, observation, rng.integers(10_000, size=30), rng)
+    walk = worlds.random_walk(transition, observation, rng.integers(10_000, size=30), rng)
     for record in throughput.measure(100, 100, 30, steps=4, seed=1):
         population.update(*next(walk))
         assert (record.nbytes, record.model_bytes) == (population.nbytes, model.nbytes)
@@ -237,7 +238,7 @@ def test_compare_walks_through_a_file(measured, tmp_path):
     shown = run("compare", path, "--agents", 300, "--steps", 5, "--json", out)
     assert shown.exit_code == 0, shown.output
     [(world, configurations)] = measured
-    assert configurations == tradeoff.standard_configurations()
+    assert configurations == sweep.standard_configurations()
     assert world.name == "tiger.pomdp"
     assert [table.toarray().tolist() for table in world.transition] == [[[1, 0], [0, 1]], [[0.5, 0.5]] * 2]
     assert [table.toarray().tolist() for table in world.observation_tables()] == [
@@ -336,7 +337,7 @@ def test_a_failing_child_is_an_error(monkeypatch):
         yield from ()
         raise RuntimeError("dense NumPy failed: MemoryError")
 
-    monkeypatch.setattr(tradeoff, "measure", failing)
+    monkeypatch.setattr(sweep, "measure", failing)
     shown = run("compare", "--states", 4)
     assert shown.exit_code == 1
     assert "Error: dense NumPy failed: MemoryError" in shown.stderr

@@ -31,7 +31,7 @@ from pymdp.legacy.envs.visual_foraging import (
 
 from agentmem.integrations.gymnasium import model_from_env
 from agentmem.integrations.pymdp import SparseAgent
-from agentmem.profiler.tradeoff import position_sensor
+from agentmem.profiler.worlds import position_sensor
 
 objects = utils.obj_array_from_list
 

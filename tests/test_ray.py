@@ -374,7 +374,7 @@ def test_ten_thousand_agents_outlive_a_killed_process():
 
 
 def real_world():
-    from agentmem.profiler.tradeoff import grid_world
+    from agentmem.profiler.worlds import grid_world
 
     world = grid_world(30, 30, agents=1, steps=1, seed=0)
     return am.Model(world.transition, world.observation)

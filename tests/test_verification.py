@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import agentmem as am
-from agentmem.profiler import report, verification
+from agentmem.profiler import tables, verification
+from agentmem.profiler.promises import AgentRecord, CrowdRecord, Differences, Limit, RunRecord
 from agentmem.profiler.reference_agent import (
     Case,
     Sizes,
@@ -20,12 +21,7 @@ from agentmem.profiler.reference_agent import (
     step,
 )
 from agentmem.profiler.verification import (
-    AgentRecord,
-    CrowdRecord,
-    Differences,
     Inputs,
-    Limit,
-    RunRecord,
     compare,
     differences,
     hold,
@@ -345,7 +341,7 @@ def test_promises_are_kept_up_to_their_limits():
 )
 def test_a_broken_promise_is_told(record, what):
     assert broken(record) == [what]
-    found = report.verification_to_json([GOOD, record], command="verify", parameters={})
+    found = tables.verification_to_json([GOOD, record], command="verify", parameters={})
     assert not found["kept"] and [promise["what"] for promise in found["promises"] if not promise["kept"]] == [what]
     assert f"BROKEN: {what}: " in found["summary"]
 
@@ -382,7 +378,7 @@ def test_the_plan_covers_what_is_promised():
 
 
 def test_json_has_all_that_was_found():
-    found = report.verification_to_json([GOOD, CROWD, RUN], command="verify", parameters={"seed": 4})
+    found = tables.verification_to_json([GOOD, CROWD, RUN], command="verify", parameters={"seed": 4})
     assert json.loads(json.dumps(found, allow_nan=False)) == json.loads(json.dumps(found))
     assert list(found) == [
         "schema", "command", "parameters", "agents", "crowds", "runs", "promises", "kept", "summary"
@@ -406,7 +402,7 @@ def test_the_table_fits_a_terminal():
         GOOD, interned=False, case=Case(0.0001, "clustered", "records", "dense", "neighbours", False), nbytes=10**9
     )
     screen = io.StringIO()
-    Console(file=screen, width=80).print(report.verification_to_table([GOOD, long, CROWD]))
+    Console(file=screen, width=80).print(tables.verification_to_table([GOOD, long, CROWD]))
     lines = screen.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if line.startswith("1 % random"))
@@ -415,13 +411,13 @@ def test_the_table_fits_a_terminal():
 
 
 def test_the_summary_counts():
-    lines = report.verification_summary([GOOD, CROWD, RUN]).splitlines()
+    lines = tables.verification_summary([GOOD, CROWD, RUN]).splitlines()
     assert lines == [
         "50 agents, 1 % random: 45.0 MiB in all",
         "100 agents, 1 % random, step 5 to 50: RSS 100 MiB to 105 MiB, of which logs 4.0 MiB to 7.0 MiB",
         "12 of 12 promises kept",
     ]
-    late = report.verification_summary([replace(GOOD, seconds=0.004)]).splitlines()
+    late = tables.verification_summary([replace(GOOD, seconds=0.004)]).splitlines()
     assert late == ["BROKEN: 1 % random: step beside dense: 0.20 x, promised at most 0.05 x", "9 of 10 promises kept"]
 
 

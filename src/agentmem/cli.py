@@ -14,7 +14,7 @@ from agentmem import __version__
 from agentmem.errors import CorruptData
 from agentmem.formats import read_pomdp
 from agentmem.integrations import gymnasium
-from agentmem.profiler import report, throughput, tradeoff, verification
+from agentmem.profiler import filters, promises, sweep, tables, throughput, verification, worlds
 
 if TYPE_CHECKING:
     import click
@@ -168,7 +168,7 @@ def demo(agents: int | None, steps: int | None, seed: int, json_file: Path | Non
         env, sensor, name="FrozenLake 50 x 50", agents=agents, steps=steps, seed=seed
     )
     parameters = {"agents": agents, "steps": steps, "seed": seed}
-    _compare(world, tradeoff.standard_configurations(), "demo", parameters, json_file)
+    _compare(world, sweep.standard_configurations(), "demo", parameters, json_file)
 
 
 def _step_population(agents: int, steps: int | None, seed: int, json_file: Path | None) -> None:
@@ -182,12 +182,12 @@ def _step_population(agents: int, steps: int | None, seed: int, json_file: Path 
     with console.status(f"{agents:,} agents take their first step") if watched else nullcontext() as status:
         for record in throughput.measure(100, 100, agents, steps=limits[0], seconds=limits[1], seed=seed):
             if status is not None:
-                status.update(Text(report.progress(record)))
+                status.update(Text(tables.progress(record)))
             elif record.steps.bit_count() == 1:  # each time the steps double: a log has no use for hundreds
-                click.echo(report.progress(record), err=True)
-    click.echo(report.throughput_summary(record))
+                click.echo(tables.progress(record), err=True)
+    click.echo(tables.throughput_summary(record))
     parameters = {"agents": agents, "steps": steps, "seed": seed}
-    _write(json_file, report.throughput_to_json(record, command="demo", parameters=parameters))
+    _write(json_file, tables.throughput_to_json(record, command="demo", parameters=parameters))
 
 
 def compare(
@@ -229,9 +229,9 @@ def compare(
     else:
         assert states is not None
         rows = round(math.sqrt(states))
-        world = tradeoff.grid_world(rows, max(1, round(states / rows)), agents=agents, steps=steps, seed=seed)
+        world = worlds.grid_world(rows, max(1, round(states / rows)), agents=agents, steps=steps, seed=seed)
 
-    configurations = tradeoff.standard_configurations(prune)
+    configurations = sweep.standard_configurations(prune)
     if world.dense_nbytes > DENSE_LIMIT:
         click.echo(
             f"Dense NumPy is left out: its arrays would take {world.dense_nbytes / 2**30:,.1f} GiB.", err=True
@@ -271,16 +271,16 @@ def verify(seed: int, json_file: Path | None, plan: verification.Plan | None = N
             record = measure()
             records.append(record)
             progress.update(task, advance=1, description=f"checked {record.name}")
-    if any(isinstance(record, verification.AgentRecord) for record in records):
-        Console().print(report.verification_to_table(records))
-    click.echo("\n" + report.verification_summary(records))
-    found = report.verification_to_json(records, command="verify", parameters={"seed": seed})
+    if any(isinstance(record, promises.AgentRecord) for record in records):
+        Console().print(tables.verification_to_table(records))
+    click.echo("\n" + tables.verification_summary(records))
+    found = tables.verification_to_json(records, command="verify", parameters={"seed": seed})
     _write(json_file, found)
     if not found["kept"]:
         sys.exit(1)
 
 
-def _world_of(file: Path, *, agents: int, steps: int, seed: int) -> tradeoff.World:
+def _world_of(file: Path, *, agents: int, steps: int, seed: int) -> worlds.World:
     """The world of a .POMDP file, and agents that act in it at random."""
     import click
     from scipy import sparse
@@ -291,7 +291,7 @@ def _world_of(file: Path, *, agents: int, steps: int, seed: int) -> tradeoff.Wor
         raise click.ClickException(str(error)) from None
     n_tables = model.n_actions if model.observations_depend_on_action else 1
     tables = [model.observation(action) for action in range(n_tables)]
-    return tradeoff.walked_world(
+    return worlds.walked_world(
         file.name,
         [model.transition(action) for action in range(model.n_actions)],
         sparse.vstack(tables, format="csr"),
@@ -310,8 +310,8 @@ def _spelled(env: str) -> str:
 
 
 def _compare(
-    world: tradeoff.World,
-    configurations: list[tradeoff.Configuration],
+    world: worlds.World,
+    configurations: list[filters.Configuration],
     command: str,
     parameters: dict[str, Any],
     json_file: Path | None,
@@ -323,16 +323,16 @@ def _compare(
     with _progress() as progress:
         task = progress.add_task(configurations[0].name, total=len(configurations))
         try:
-            for measurement in tradeoff.measure(world, configurations):
+            for measurement in sweep.measure(world, configurations):
                 measurements.append(measurement)
                 following = configurations[len(measurements) :]
                 progress.update(task, advance=1, description=following[0].name if following else "measured")
         except RuntimeError as error:
             raise click.ClickException(str(error)) from None
 
-    Console().print(report.to_table(world, measurements))
-    click.echo("\n" + report.summary(measurements))
-    _write(json_file, report.to_json(world, measurements, command=command, parameters=parameters))
+    Console().print(tables.to_table(world, measurements))
+    click.echo("\n" + tables.summary(measurements))
+    _write(json_file, tables.to_json(world, measurements, command=command, parameters=parameters))
 
 
 def _progress() -> Progress:

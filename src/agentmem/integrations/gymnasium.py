@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy import sparse
 
 from agentmem.model import Model
-from agentmem.profiler.tradeoff import World, position_sensor, sample_rows
+from agentmem.profiler.worlds import World, position_sensor, sample_rows
 
 Observation = ArrayLike | sparse.sparray | sparse.spmatrix | Callable[[int], ArrayLike] | None
 

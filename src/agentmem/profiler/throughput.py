@@ -1,6 +1,6 @@
 """How many steps a second a population takes, and in how many bytes: agents at random on a grid, in this process.
 
-Here live the record and the measuring; `tradeoff` has the grid and the walk, `report` shows what was measured.
+Here live the record and the measuring; `worlds` has the grid and the walk, `tables` shows what was measured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 
 from agentmem.model import Model
 from agentmem.population import Population
-from agentmem.profiler.tradeoff import peak_rss, random_walk, rss, slippery_grid
+from agentmem.profiler.process import peak_rss, rss
+from agentmem.profiler.worlds import random_walk, slippery_grid
 
 
 @dataclass(frozen=True, slots=True)

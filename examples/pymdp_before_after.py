@@ -11,7 +11,7 @@ from pymdp.legacy.envs import GridWorldEnv
 
 import agentmem as am
 from agentmem.integrations.pymdp import SparseAgent
-from agentmem.profiler.tradeoff import position_sensor
+from agentmem.profiler.worlds import position_sensor
 
 SIDE, N_STEPS = 20, 40
 

@@ -9,8 +9,9 @@ import pytest
 from scipy import sparse
 
 import agentmem as am
-from agentmem.profiler import report, tradeoff
-from agentmem.profiler.tradeoff import Configuration, World, grid_world, position_sensor, sample_rows
+from agentmem.profiler import filters, sweep, tables, worlds
+from agentmem.profiler.filters import Configuration
+from agentmem.profiler.worlds import World, grid_world, position_sensor, sample_rows
 
 
 def assert_same_world(a, b):
@@ -51,7 +52,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def measurements(world):
-    return list(tradeoff.measure(world, tradeoff.standard_configurations()))
+    return list(sweep.measure(world, sweep.standard_configurations()))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (3, 1), (2, 2), (4, 5)])
@@ -101,7 +102,7 @@ def test_rows_are_sampled_by_their_weights():
 def test_rows_are_sampled_alike_in_blocks(monkeypatch):
     table, rows = grid_world(4, 5, agents=1, steps=1, seed=0).observation, np.arange(60) % 20
     whole = sample_rows(table, rows, np.random.default_rng(3))
-    monkeypatch.setattr(tradeoff, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(worlds, "_ROWS_AT_ONCE", 7)
     assert np.array_equal(sample_rows(table, rows, np.random.default_rng(3)), whole)
     assert np.all(table.toarray()[rows, whole] > 0) and len(set(whole.tolist())) > 10
     assert sample_rows(table, rows[:0], np.random.default_rng(3)).shape == (0,)
@@ -111,7 +112,7 @@ def test_agents_walk_by_the_tables():
     world, n = world_where_actions_read_differently(), 40_000
     transition = [table.toarray() for table in world.transition]
     readings = [table.toarray() for table in world.observation_tables()]
-    walk = tradeoff.random_walk(world.transition, world.observation, np.full(n, 7), np.random.default_rng(2))
+    walk = worlds.random_walk(world.transition, world.observation, np.full(n, 7), np.random.default_rng(2))
     where = np.tile(np.eye(20)[7], (4, 1))  # by the last action
     for _ in range(3):
         actions, observations = next(walk)
@@ -133,7 +134,7 @@ def world_where_actions_read_differently():
     sharp = sparse.eye_array(20, format="csr")
     tables = [grid.observation, sharp * 0.5 + grid.observation * 0.5, sharp, grid.observation]
     observation = sparse.csr_array(sparse.vstack(tables, format="csr"))
-    return tradeoff.walked_world("grid", grid.transition, observation, grid.initial, agents=5, steps=30, seed=1)
+    return worlds.walked_world("grid", grid.transition, observation, grid.initial, agents=5, steps=30, seed=1)
 
 
 def test_each_action_reads_by_its_own_table():
@@ -146,20 +147,20 @@ def test_each_action_reads_by_its_own_table():
     assert np.array_equal(beliefs[sharp].argmax(axis=1), world.observations[sharp])
 
 
-@pytest.mark.parametrize("configuration", tradeoff.standard_configurations(), ids=lambda c: c.name)
+@pytest.mark.parametrize("configuration", sweep.standard_configurations(), ids=lambda c: c.name)
 @pytest.mark.parametrize("reads_alike", [True, False])
 def test_every_filter_follows_the_obvious_loop(world, reads_alike, configuration):
     world = world if reads_alike else world_where_actions_read_differently()
     expected, expected_evidence = dense_beliefs(world)
-    step_filter = tradeoff._FILTERS[configuration.filter](world, configuration)
+    step_filter = filters.FILTERS[configuration.filter](world, configuration)
     tolerance = 1e-9 if configuration.prune is None and configuration.filter == "sparse" else 1e-14
-    for step, (beliefs, evidence, _) in enumerate(tradeoff._run(world, step_filter)):
+    for step, (beliefs, evidence, _) in enumerate(sweep._run(world, step_filter)):
         assert np.allclose([step_filter.to_dense(b) for b in beliefs], expected[step], rtol=0, atol=tolerance)
         assert np.allclose(evidence, expected_evidence[step], rtol=0, atol=100 * tolerance)
 
 
 def test_records_hold_the_bytes_of_each_configuration(world, measurements):
-    assert [m.configuration for m in measurements] == tradeoff.standard_configurations()
+    assert [m.configuration for m in measurements] == sweep.standard_configurations()
     dense, scipy, exact, pruned = measurements
     n_states = world.initial.size
     assert dense.model_bytes == 8 * (4 * n_states**2 + n_states**2 + n_states)
@@ -187,11 +188,11 @@ def test_the_first_is_the_reference_and_the_others_agree(measurements):
 
 def test_a_coarse_filter_shows_its_difference(world):
     coarse = Configuration("coarse", "sparse", prune=0.02)
-    reference, measurement = tradeoff.measure(world, [Configuration("scipy", "scipy"), coarse])
-    step_filter = tradeoff._FILTERS["sparse"](world, coarse)
+    reference, measurement = sweep.measure(world, [Configuration("scipy", "scipy"), coarse])
+    step_filter = filters.FILTERS["sparse"](world, coarse)
     expected, expected_evidence = dense_beliefs(world)
     difference = evidence_difference = 0.0
-    for step, (beliefs, evidence, _) in enumerate(tradeoff._run(world, step_filter)):
+    for step, (beliefs, evidence, _) in enumerate(sweep._run(world, step_filter)):
         difference = max(difference, np.abs([b.to_dense() for b in beliefs] - expected[step]).max())
         evidence_difference = max(evidence_difference, np.abs(evidence - expected_evidence[step]).max())
     assert difference > 1e-3
@@ -204,12 +205,12 @@ def test_a_failing_child_is_reported_and_leaves_nothing(world, tmp_path, monkeyp
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     impossible = replace(world, observation=sparse.csr_array(world.observation * 0))
     with pytest.raises(RuntimeError, match=r"^scipy failed: ValueError"):
-        list(tradeoff.measure(impossible, [Configuration("scipy", "scipy")]))
+        list(sweep.measure(impossible, [Configuration("scipy", "scipy")]))
     assert not list(tmp_path.iterdir())
 
 
 def test_json_holds_plain_numbers(world, measurements):
-    record = report.to_json(world, measurements, command="compare", parameters={"states": 35})
+    record = tables.to_json(world, measurements, command="compare", parameters={"states": 35})
     assert record["schema"] == 1
     assert record["reference"] == "dense NumPy"
     assert record["world"] == {
@@ -238,7 +239,7 @@ def test_the_table_fits_eighty_columns_and_shows_every_configuration(world, meas
         for m in measurements
     ]
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(report.to_table(world, large))
+    console.print(tables.to_table(world, large))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     for measurement in measurements:
@@ -263,7 +264,7 @@ def test_the_summary_tells_gains_and_losses(measurements):
         microseconds_per_update=5.0,
         largest_difference=3.1e-13,
     )
-    assert report.summary([rival, ours]) == (
+    assert tables.summary([rival, ours]) == (
         "SparseBelief pruned against dense NumPy: 150x fewer bytes per belief, "
         "1.20x more model bytes (a loss), "
         "about the same peak RSS, 2.50x more time per update (a loss); "

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from agentmem.footprint import in_units
+from agentmem.profiler.promises import LIKE_DENSE, AgentRecord, CrowdRecord, Promise, Record, RunRecord
+from agentmem.profiler.sweep import Measurement
 from agentmem.profiler.throughput import Throughput
-from agentmem.profiler.tradeoff import Measurement, World
-from agentmem.profiler.verification import LIKE_DENSE, AgentRecord, CrowdRecord, Promise, Record, RunRecord
+from agentmem.profiler.worlds import World
 
 if TYPE_CHECKING:
     from rich.table import Table
