@@ -85,41 +85,76 @@ def footprint(obj: object, *, ignore: type | tuple[type, ...] = ()) -> Footprint
     >>> held.parts["table"], held.parts["view"], held.parts["log"]
     (8112, 112, 64)
     """
-    names = {id(obj): (ITSELF, obj)}
-    for name, value in islice(_named(obj), MAX_PARTS):
-        names.setdefault(id(value), (name, value))  # the value too: ids are unique among the living
-    ways: dict[type, Way | None] = {}
-    seen: dict[int, object] = {}
-    owners: set[int] = set()
     parts: dict[str, int] = {}
     mapped = 0
-    stack: list[tuple[list[Any], str]] = [([obj], ITSELF)]
-    while stack:
-        found, inherited = stack.pop()
-        below = []
-        for item in found:
-            kind = type(item)  # not isinstance: a proxy answers for the object behind it
-            way = ways[kind] if kind in ways else ways.setdefault(kind, _way_into(kind, ignore))
-            if way is None or id(item) in seen:
-                continue
-            seen[id(item)] = item
-            held = way(item)
-            nbytes = sys.getsizeof(item, 0)
-            if way is _in_object and not (len(held) == 2 and type(held[0]) is dict):
-                nbytes += 8 * len(held) + (len(held) + BLOCK_EXTRA) // 8 * 8
-            if way is _in_array:
-                owner = _owner(item)
-                nbytes += 0 if id(owner) in owners else _omitted(owner, item.nbytes)
-                owners.add(id(owner))
-            elif issubclass(kind, mmap.mmap) and not item.closed:
-                nbytes += len(item)
-                mapped += len(item)
-            part = names[id(item)][0] if id(item) in names else inherited
-            parts[part] = parts.get(part, 0) + nbytes
-            if held:
-                below.append((held, part))
-        stack.extend(reversed(below))  # walk the first part to its end before the second
+    for item, part, nbytes in Walk(ignore).over(obj):
+        parts[part] = parts.get(part, 0) + nbytes
+        mapped += map_size(item)
     return Footprint(sum(parts.values()), parts, mapped, scratch_nbytes())
+
+
+class Walk:
+    """A walk over what objects keep alive, to which nothing that it has met is new.
+
+    Parameters
+    ----------
+    ignore : type or tuple of types
+        As for `footprint`.
+    met_again : callable, optional
+        Is given what is reached another time.
+    """
+
+    __slots__ = ("_ignore", "_met_again", "_owners", "_seen", "_ways")
+
+    def __init__(
+        self, ignore: type | tuple[type, ...] = (), met_again: Callable[[object], None] | None = None
+    ) -> None:
+        self._ignore, self._met_again = ignore, met_again
+        self._ways: dict[type, Way | None] = {}
+        self._seen: dict[int, object] = {}  # the objects too: ids are unique among the living
+        self._owners: set[int] = set()
+
+    def over(self, obj: object) -> Iterator[tuple[object, str, int]]:
+        """Each object that `obj` keeps alive and nobody met before, the part of `obj` it is in, and its bytes."""
+        ways, seen, owners, again = self._ways, self._seen, self._owners, self._met_again
+        names = {id(obj): (ITSELF, obj)}
+        for name, value in islice(_named(obj), MAX_PARTS):
+            names.setdefault(id(value), (name, value))
+        stack: list[tuple[list[Any], str]] = [([obj], ITSELF)]
+        while stack:
+            found, inherited = stack.pop()
+            below = []
+            for item in found:
+                kind = type(item)  # as in `map_size`
+                way = ways[kind] if kind in ways else ways.setdefault(kind, _way_into(kind, self._ignore))
+                if way is None:
+                    continue
+                if id(item) in seen:
+                    if again is not None:
+                        again(item)
+                    continue
+                seen[id(item)] = item
+                held = way(item)
+                nbytes = sys.getsizeof(item, 0)
+                if way is _in_object and not (len(held) == 2 and type(held[0]) is dict):
+                    nbytes += 8 * len(held) + (len(held) + BLOCK_EXTRA) // 8 * 8
+                if way is _in_array:
+                    owner = _owner(item)
+                    nbytes += 0 if id(owner) in owners else _omitted(owner, item.nbytes)
+                    owners.add(id(owner))
+                else:
+                    nbytes += map_size(item)
+                part = names[id(item)][0] if id(item) in names else inherited
+                yield item, part, nbytes
+                if held:
+                    below.append((held, part))
+            stack.extend(reversed(below))  # walk the first part to its end before the second
+
+
+def map_size(item: object) -> int:
+    """Bytes of a memory map; 0 of what is none."""
+    kind = type(item)  # not isinstance: a proxy answers for the object behind it
+    return len(item) if issubclass(kind, mmap.mmap) and not item.closed else 0  # type: ignore[attr-defined, arg-type]
 
 
 def in_units(nbytes: float) -> str:
