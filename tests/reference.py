@@ -7,6 +7,7 @@ import contextlib
 import gc
 import math
 import os
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -298,6 +299,14 @@ def same_environment():
 
 
 # ---- the worth of policies: T is a list of (S, S), A a list of (S, n_observations), both with rows s
+
+
+def run_alone(function, *arguments):
+    """Call a function of a test file in a process of its own, with `sys.argv[3:]`; what it raises fails the test."""
+    script = "import runpy, sys; runpy.run_path(sys.argv[1])[sys.argv[2]]()"
+    command = [sys.executable, "-c", script, function.__code__.co_filename, function.__name__, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, env=same_environment())
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def expected_free_energy(p, T, A, policies, *, value=None, extra=None, information=True):

@@ -86,11 +86,10 @@ def footprint(obj: object, *, ignore: type | tuple[type, ...] = ()) -> Footprint
     (8112, 112, 64)
     """
     parts: dict[str, int] = {}
-    mapped = 0
-    for item, part, nbytes in Walk(ignore).over(obj):
+    walk = Walk(ignore)
+    for _, part, nbytes in walk.over(obj):
         parts[part] = parts.get(part, 0) + nbytes
-        mapped += map_size(item)
-    return Footprint(sum(parts.values()), parts, mapped, scratch_nbytes())
+    return Footprint(sum(parts.values()), parts, walk.mapped, scratch_nbytes())
 
 
 class Walk:
@@ -102,21 +101,34 @@ class Walk:
         As for `footprint`.
     met_again : callable, optional
         Is given what is reached another time.
+    besides : Walk, optional
+        What that one has met is passed over.
+
+    Attributes
+    ----------
+    mapped : int
+        Bytes of the memory maps that were met.
     """
 
-    __slots__ = ("_ignore", "_met_again", "_owners", "_seen", "_ways")
+    __slots__ = ("_ignore", "_known", "_met_again", "_owners", "_seen", "_ways", "mapped")
 
     def __init__(
-        self, ignore: type | tuple[type, ...] = (), met_again: Callable[[object], None] | None = None
+        self,
+        ignore: type | tuple[type, ...] = (),
+        *,
+        met_again: Callable[[object], None] | None = None,
+        besides: Walk | None = None,
     ) -> None:
         self._ignore, self._met_again = ignore, met_again
-        self._ways: dict[type, Way | None] = {}
+        self._ways: dict[type, Way | None] = {} if besides is None else besides._ways
         self._seen: dict[int, object] = {}  # the objects too: ids are unique among the living
+        self._known: dict[int, object] = {} if besides is None else besides._seen
         self._owners: set[int] = set()
+        self.mapped = 0
 
     def over(self, obj: object) -> Iterator[tuple[object, str, int]]:
         """Each object that `obj` keeps alive and nobody met before, the part of `obj` it is in, and its bytes."""
-        ways, seen, owners, again = self._ways, self._seen, self._owners, self._met_again
+        ways, seen, known, owners, again = self._ways, self._seen, self._known, self._owners, self._met_again
         names = {id(obj): (ITSELF, obj)}
         for name, value in islice(_named(obj), MAX_PARTS):
             names.setdefault(id(value), (name, value))
@@ -125,13 +137,15 @@ class Walk:
             found, inherited = stack.pop()
             below = []
             for item in found:
-                kind = type(item)  # as in `map_size`
+                kind = type(item)  # not isinstance: a proxy answers for the object behind it
                 way = ways[kind] if kind in ways else ways.setdefault(kind, _way_into(kind, self._ignore))
                 if way is None:
                     continue
                 if id(item) in seen:
                     if again is not None:
                         again(item)
+                    continue
+                if id(item) in known:
                     continue
                 seen[id(item)] = item
                 held = way(item)
@@ -142,19 +156,14 @@ class Walk:
                     owner = _owner(item)
                     nbytes += 0 if id(owner) in owners else _omitted(owner, item.nbytes)
                     owners.add(id(owner))
-                else:
-                    nbytes += map_size(item)
+                elif way is _in_map and not item.closed:
+                    nbytes += len(item)
+                    self.mapped += len(item)
                 part = names[id(item)][0] if id(item) in names else inherited
                 yield item, part, nbytes
                 if held:
                     below.append((held, part))
             stack.extend(reversed(below))  # walk the first part to its end before the second
-
-
-def map_size(item: object) -> int:
-    """Bytes of a memory map; 0 of what is none."""
-    kind = type(item)  # not isinstance: a proxy answers for the object behind it
-    return len(item) if issubclass(kind, mmap.mmap) and not item.closed else 0  # type: ignore[attr-defined, arg-type]
 
 
 def in_units(nbytes: float) -> str:
@@ -181,11 +190,17 @@ def _way_into(kind: type, ignore: type | tuple[type, ...]) -> Way | None:
         return lambda item: [item.base]
     if issubclass(kind, np.ndarray):
         return _in_array
+    if issubclass(kind, mmap.mmap):
+        return _in_map
     has_block = kind.__flags__ & HAS_BLOCK and not issubclass(kind, set | frozenset | deque)
     return _in_object if has_block else gc.get_referents
 
 
 def _in_object(item: Any) -> list[Any]:
+    return gc.get_referents(item)
+
+
+def _in_map(item: Any) -> list[Any]:
     return gc.get_referents(item)
 
 

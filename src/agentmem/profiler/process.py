@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+from agentmem.profiler.records import ProcessMemory
+
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
 
 def rss() -> int:
-    """The memory this process has resident now, in bytes."""
-    import psutil  # type: ignore[import-untyped]
+    """The memory this process has resident now. About 10 us on Linux, where no library is needed."""
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as statm:
+            return int(statm.read().split()[1]) * PAGE
+    except OSError:
+        import psutil  # type: ignore[import-untyped]
 
-    return int(psutil.Process().memory_info().rss)
+        return int(psutil.Process().memory_info().rss)
 
 
 def peak_rss() -> int:
-    """The most memory this process has had resident, in bytes: VmHWM on Linux, elsewhere getrusage's figure.
+    """The most memory this process has had resident: VmHWM on Linux, elsewhere getrusage's figure.
 
     VmHWM first, because Linux hands `ru_maxrss` down from the parent.
     """
@@ -27,3 +36,14 @@ def peak_rss() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def process_memory() -> ProcessMemory:
+    """All three figures; `pss` where Linux keeps a `smaps_rollup`. It goes through all pages: 0.1 ms to 10 ms a GiB."""
+    pss = None
+    rollup = Path("/proc/self/smaps_rollup")
+    if rollup.exists():
+        for line in rollup.read_text().splitlines():
+            if line.startswith("Pss:"):
+                pss = 1024 * int(line.split()[1])
+    return ProcessMemory(rss=rss(), peak_rss=peak_rss(), pss=pss)

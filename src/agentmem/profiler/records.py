@@ -28,9 +28,9 @@ class ProcessMemory:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What tracemalloc traced to one line of source that is still held."""
+    """What tracemalloc traced to one line of source and is still held; with callers where it keeps several frames."""
 
-    where: str  # "file.py:12"
+    where: str  # "file.py:12", "file.py:12 < caller.py:7"
     nbytes: int
     count: int
 
@@ -46,7 +46,7 @@ class Traced:
 
 @dataclass(frozen=True, slots=True)
 class TypeUse:
-    """Objects of one type that the garbage collector tracks; bytes are their own, not what they refer to."""
+    """Objects of one type, as pympler finds them; bytes are their own, not what they refer to."""
 
     name: str
     count: int
@@ -88,7 +88,7 @@ class SharedPart:
 class Snapshot:
     """The process and its agents at one moment, `at` seconds after the profiler was made.
 
-    `seconds` is what the taking of it cost, `nbytes` what it keeps itself.
+    `seconds` is what the taking of it cost, `nbytes` what of it is kept, where tracemalloc runs.
     """
 
     label: str
@@ -101,7 +101,7 @@ class Snapshot:
     shared: tuple[SharedPart, ...] | None
     mapped: int | None  # of what the agents hold: memory maps, which other processes may share
     seconds: float
-    nbytes: int
+    nbytes: int | None
 
     @property
     def agent_bytes(self) -> int | None:
@@ -172,6 +172,20 @@ class Trend:
     rise: float | None
     projection: float | None
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """What `check_cycle` found: traced bytes that each cycle left behind after the warm-up, and by which lines.
+
+    `returns`: whether memory comes back to where it was, but for `allowed` bytes a cycle.
+    """
+
+    cycles: int
+    left: tuple[int, ...]
+    allowed: int
+    returns: bool
+    lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,100 @@
+"""What registered agents hold: each by part, and once what several of them share.
+
+    agents  -- one walk over all -->  what each alone leads to, and what a second one reached
+            -- one walk over that -->  shared bytes, taken off the agent that was there first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from agentmem.footprint import ITSELF, Walk
+from agentmem.profiler.records import AgentMemory, SharedPart
+
+Agents = Mapping[str, object] | Iterable[object]
+
+SMALL = 256  # bytes of a shared part with a name; below are numbers, names of attributes, empty tuples
+SMALL_PARTS = "(small)"
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What `holdings` found. Bytes; `mapped`, of all: memory maps, which other processes may share.
+
+    `counts` are objects, by agent and part, where `agents` has their bytes.
+    """
+
+    agents: tuple[AgentMemory, ...]
+    counts: tuple[dict[str, int], ...]
+    shared: tuple[SharedPart, ...]
+    mapped: int
+
+
+def named(agents: Agents, first: int = 0, last: int | None = None) -> list[tuple[str, object]]:
+    """Names and agents, from one place to another, as they are now: by a mapping's keys, else by position."""
+    if isinstance(agents, Mapping):
+        return [(str(name), agents[name]) for name in list(agents)[first:last]]
+    some = islice(agents, first, last) if isinstance(agents, Collection) else list(agents)[first:last]
+    return [(f"agent[{i}]", agent) for i, agent in enumerate(some, first)]
+
+
+def holdings(given: Sequence[tuple[str, object]], shared_before: Walk | None = None) -> Holdings:
+    """Count what agents with names hold, each object once. About 2 us per object.
+
+    What one agent alone leads to is its own. What a second one reaches as well is shared, with all that it leads to,
+    under the name of the part in which the first has it. Bytes are those of `agentmem.footprint`. What `shared_before`
+    has met counts no more; it will have met what is found to be shared.
+    """
+    met: dict[int, tuple[int, str, int]] = {}   # by id of what is alive: the first agent, its part, bytes
+    holders: dict[int, tuple[object, list[int]]] = {}  # of what several reached
+    names: dict[int, str] = {}
+    now = 0
+
+    def met_again(item: object) -> None:
+        first = met[id(item)][0]
+        if first == now:
+            return
+        if id(item) not in holders:
+            holders[id(item)] = item, [first]
+            names[id(item)] = part_name(given[first][0], met[id(item)][1])
+        if holders[id(item)][1][-1] != now:
+            holders[id(item)][1].append(now)
+
+    walk = Walk(met_again=met_again, besides=shared_before)
+    for now, (_, agent) in enumerate(given):
+        for item, part, nbytes in walk.over(agent):
+            met[id(item)] = now, part, nbytes
+
+    reached = [0] * len(given)
+    shared: list[SharedPart] = []
+    small, most, below = 0, 0, shared_before or Walk()
+    for root, reachers in holders.values():
+        nbytes = 0
+        for item, _, _ in below.over(root):
+            nbytes += met.pop(id(item), (0, "", 0))[2]
+        for agent in reachers:
+            reached[agent] += nbytes
+        if nbytes < SMALL:
+            small, most = small + nbytes, max(most, len(reachers))
+        else:
+            shared.append(SharedPart(names[id(root)], nbytes, len(reachers)))
+    if small:
+        shared.append(SharedPart(SMALL_PARTS, small, most))
+
+    parts: list[dict[str, int]] = [{} for _ in given]
+    counts: list[dict[str, int]] = [{} for _ in given]
+    for first, part, nbytes in met.values():
+        parts[first][part] = parts[first].get(part, 0) + nbytes
+        counts[first][part] = counts[first].get(part, 0) + 1
+    agents_found = tuple(
+        AgentMemory(name, sum(own.values()), both, own)
+        for (name, _), own, both in zip(given, parts, reached, strict=True)
+    )
+    return Holdings(agents_found, tuple(counts), tuple(sorted(shared, key=lambda part: -part.nbytes)), walk.mapped)
+
+
+def part_name(agent: str, part: str) -> str:
+    """How a part of an agent is called: ``"agent.log"``, ``"agent[3]"``."""
+    return agent if part == ITSELF else f"{agent}{part}" if part.startswith("[") else f"{agent}.{part}"

@@ -1,0 +1,214 @@
+"""What a piece of work takes: time, memory above its start, and what it leaves behind.
+
+    call       | runs |  waits  | runs |        of a generator or a coroutine; of a function it is one stretch
+    measured    ------           ------         each stretch by itself
+
+Memory is what tracemalloc traces where it runs, else what the process has resident. Both are the whole process's: what
+other threads do meanwhile counts too.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+import tracemalloc
+import types
+from collections.abc import Callable, Generator
+from typing import Any, Literal, Self, TypeVar, cast
+
+from agentmem.profiler import records
+from agentmem.profiler.process import peak_rss, rss
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Operation:
+    """Measures what is done under one name, any number of times; a context manager and a decorator.
+
+    Functions, generators and coroutines may be decorated; of the latter two only what runs counts, not what waits.
+    Blocks may be nested, and run on several threads.
+
+    Raises
+    ------
+    TypeError
+        For what cannot be decorated: an async generator, a class.
+
+    Examples
+    --------
+    >>> plan = Operation("plan")
+    >>> @plan
+    ... def think(n):
+    ...     return sum(range(n))
+    >>> think(10), think(20)
+    (45, 190)
+    >>> with plan:
+    ...     answer = 42
+    >>> plan.record.calls
+    3
+    """
+
+    __slots__ = ("_calls", "_largest", "_local", "_lock", "_longest", "_seconds", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._local = threading.local()  # the blocks of this name on each thread, outermost first
+        self._calls, self._seconds, self._longest = 0, 0.0, 0.0
+        self._largest: _Call | None = None
+
+    def __enter__(self) -> Self:
+        call = _Call()
+        self._local.__dict__.setdefault("blocks", []).append(call)
+        call.resume()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        call = self._local.blocks.pop()
+        call.wait()
+        self._count(call)
+
+    def __call__(self, work: F) -> F:
+        """`work` with each of its calls measured."""
+        if inspect.isasyncgenfunction(work) or inspect.isclass(work) or not callable(work):
+            raise TypeError(f"{work!r} given; expected a function, a generator function or a coroutine function")
+        if inspect.iscoroutinefunction(work):
+            drive = types.coroutine(self._drive)
+
+            async def coroutine(*args: Any, **kwargs: Any) -> Any:
+                return await drive(work(*args, **kwargs))
+
+            return cast(F, functools.wraps(work)(coroutine))
+        if inspect.isgeneratorfunction(work):
+
+            def generator(*args: Any, **kwargs: Any) -> Any:
+                return (yield from self._drive(work(*args, **kwargs)))
+
+            return cast(F, functools.wraps(work)(generator))
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return work(*args, **kwargs)
+
+        return cast(F, functools.wraps(work)(function))
+
+    def _drive(self, made: Any) -> Generator[Any, Any, Any]:
+        """What a generator or coroutine does, measured while it runs."""
+        call = _Call()
+        go, given = made.send, None
+        try:
+            while True:
+                call.resume()
+                try:
+                    out = go(given)
+                except StopIteration as end:
+                    return end.value
+                finally:
+                    call.wait()
+                try:
+                    go, given = made.send, (yield out)
+                except GeneratorExit:
+                    made.close()
+                    raise
+                except BaseException as error:
+                    go, given = made.throw, error
+        finally:
+            self._count(call)
+
+    def _count(self, call: _Call) -> None:
+        with self._lock:
+            self._calls += 1
+            self._seconds += call.seconds
+            self._longest = max(self._longest, call.seconds)
+            largest = self._largest
+            if largest is None or largest.measured != call.measured or call.peak > largest.peak:
+                self._largest = call
+
+    @property
+    def record(self) -> records.Operation:
+        """What its calls took until now; those that still run do not count."""
+        with self._lock:
+            largest = self._largest or _Call()
+            return records.Operation(
+                name=self.name,
+                calls=self._calls,
+                seconds=self._seconds,
+                longest=self._longest,
+                peak=largest.peak,
+                retained=largest.retained,
+                measured=largest.measured,
+            )
+
+
+class _Call:
+    """One call: seconds it ran, its peak above its start, and what it left behind, in stretches."""
+
+    __slots__ = ("_began", "_highest", "_least", "measured", "peak", "retained", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds, self.peak, self.retained = 0.0, 0, 0
+        self.measured: Literal["traced", "rss"] = "traced" if tracemalloc.is_tracing() else "rss"
+
+    def resume(self) -> None:
+        self._least = self._highest = PEAKS.enter(self) if self.measured == "traced" else rss()
+        if self.measured == "rss":
+            self._highest = peak_rss()
+        self._began = time.perf_counter()
+
+    def wait(self) -> None:
+        self.seconds += time.perf_counter() - self._began
+        if self.measured == "traced":
+            now, highest = PEAKS.leave(self), self._highest
+            if not tracemalloc.is_tracing():
+                now = highest = self._least
+        else:
+            now, most = rss(), peak_rss()
+            # The highest mark of the process is this stretch's if it rose; if it did not, that is all there is to know.
+            highest = most if most > self._highest else max(now, self._least)
+        self.peak = max(self.peak, self.retained + highest - self._least)
+        self.retained += now - self._least
+
+    def rise(self, highest: int) -> None:
+        self._highest = max(self._highest, highest)
+
+
+class _Peaks:
+    """tracemalloc's one peak, for many who each want their own: reset when a stretch begins or ends, kept for all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._open: list[_Call] = []
+        self._highest = 0
+
+    def enter(self, call: _Call) -> int:
+        with self._lock:
+            now = self._look()
+            self._open.append(call)
+            return now
+
+    def leave(self, call: _Call) -> int:
+        with self._lock:
+            now = self._look()
+            self._open.remove(call)
+            return now
+
+    def highest(self) -> int:
+        """The most bytes since tracing began, whoever reset the peak here meanwhile."""
+        with self._lock:
+            self._look()
+            return self._highest
+
+    def _look(self) -> int:
+        now, peak = tracemalloc.get_traced_memory()
+        if not tracemalloc.is_tracing():  # it ended, and forgot everything
+            self._highest = 0
+            return now
+        tracemalloc.reset_peak()
+        self._highest = max(self._highest, peak)
+        for call in self._open:
+            call.rise(peak)
+        return now
+
+
+PEAKS = _Peaks()

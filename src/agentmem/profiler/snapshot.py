@@ -1,0 +1,170 @@
+"""One look at the process and its agents, by every tool that was asked for; and what is between two looks.
+
+Each tool may be left out. What was not measured is None, never zero; what a look costs itself is in it.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+
+from agentmem.profiler.agents import Agents, holdings, named
+from agentmem.profiler.operations import PEAKS
+from agentmem.profiler.process import process_memory
+from agentmem.profiler.records import (
+    Change,
+    Collector,
+    Difference,
+    Hotspot,
+    Line,
+    Snapshot,
+    Traced,
+    TypeUse,
+)
+
+MOST = 200  # lines and types that are kept, of thousands: those that hold most
+MOST_CHANGES = 50
+NOT_OURS = [  # what looks is not what is looked for
+    tracemalloc.Filter(False, tracemalloc.__file__, all_frames=True),
+    tracemalloc.Filter(False, "*/agentmem/profiler/*", all_frames=True),
+    tracemalloc.Filter(False, "*/pympler/*", all_frames=True),
+]
+
+
+def take(label: str, agents: Agents | None, *, types: bool, zero: float) -> Snapshot:
+    """Measure now; `zero` is when the clock began. Lines if tracemalloc is tracing, agents and types if asked for."""
+    began, before = time.perf_counter(), tracemalloc.get_traced_memory()[0]
+    traced = traced_lines() if tracemalloc.is_tracing() else None
+    found = None if agents is None else holdings(named(agents))
+    used = type_uses() if types else None
+    process, collector = process_memory(), garbage_collector()
+    return Snapshot(
+        label=label,
+        at=began - zero,
+        process=process,
+        traced=traced,
+        types=used,
+        collector=collector,
+        agents=None if found is None else found.agents,
+        shared=None if found is None else found.shared,
+        mapped=None if found is None else found.mapped,
+        seconds=time.perf_counter() - began,
+        nbytes=None if traced is None else max(0, tracemalloc.get_traced_memory()[0] - before),
+    )
+
+
+def traced_lines(most: int | None = MOST) -> Traced:
+    """What tracemalloc holds, by line or, where it keeps several frames, by traceback. About 3 us per block held."""
+    nbytes, peak = tracemalloc.get_traced_memory()[0], PEAKS.highest()
+    by = "lineno" if tracemalloc.get_traceback_limit() == 1 else "traceback"
+    found = tracemalloc.take_snapshot().filter_traces(NOT_OURS).statistics(by)
+    lines = tuple(
+        Line(" < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(one.traceback)), one.size, one.count)
+        for one in found[:most]
+    )
+    return Traced(nbytes, peak, lines)
+
+
+def type_uses() -> tuple[TypeUse, ...]:
+    """The types whose objects take most bytes. About 4 us an object, of all the process has."""
+    try:
+        from pympler import muppy, summary
+    except ImportError:
+        raise ImportError("types need pympler: pip install 'agentmem-native[profile]'", name="pympler") from None
+    rows = summary.summarize(muppy.get_objects(include_frames=False))
+    rows.sort(key=lambda row: (-row[2], row[0]))
+    return tuple(TypeUse(name, count, nbytes) for name, count, nbytes in rows[:MOST])
+
+
+def garbage_collector() -> Collector:
+    generations = gc.get_stats()
+    collections, collected, uncollectable = (
+        sum(generation[key] for generation in generations) for key in ("collections", "collected", "uncollectable")
+    )
+    return Collector(gc.isenabled(), len(gc.get_objects()), collections, collected, uncollectable)
+
+
+# ---- what is in a snapshot
+
+
+def held(snapshot: Snapshot) -> dict[tuple[str, str], int]:
+    """Bytes by kind and name: all that a snapshot says of who holds what."""
+    found: Counter[tuple[str, str]] = Counter()
+    for line in () if snapshot.traced is None else snapshot.traced.lines:
+        found["line", line.where] += line.nbytes
+    for use in snapshot.types or ():
+        found["type", use.name] += use.nbytes
+    for agent in snapshot.agents or ():
+        found["agent", agent.name] += agent.own
+        for part, nbytes in agent.parts.items():
+            found["part", part] += nbytes
+    for shared in snapshot.shared or ():
+        found["shared", shared.name] += shared.nbytes
+    return dict(found)
+
+
+def difference(before: Snapshot, after: Snapshot) -> Difference:
+    """What changed from one snapshot to another; what grew most first.
+
+    Of many lines and types a snapshot keeps the largest: what is missing is taken to have been as large as they.
+    """
+    process = [("rss", "rss"), ("pss", "pss"), ("peak RSS", "peak_rss")]
+    changes = [
+        Change("process", name, was, now)
+        for name, field in process
+        if (was := getattr(before.process, field)) is not None and (now := getattr(after.process, field)) is not None
+    ]
+    if before.traced is not None and after.traced is not None:
+        changes.append(Change("process", "traced", before.traced.nbytes, after.traced.nbytes))
+    old, new = held(before), held(after)
+    least_old, least_new = _least_kept(before), _least_kept(after)
+    moved = []
+    for kind, name in sorted({*old, *new}):
+        if kind in least_old and kind in least_new:
+            was, now = old.get((kind, name), least_old[kind]), new.get((kind, name), least_new[kind])
+            appeared, vanished = (kind, name) not in old, (kind, name) not in new
+            if (now > was and not vanished) or (now < was and not appeared):
+                moved.append(Change(kind, name, was, now))
+    moved = sorted(moved, key=lambda change: -abs(change.grown))[:MOST_CHANGES]
+    moved.sort(key=lambda change: -change.grown)
+    return Difference(before.label, after.label, after.at - before.at, tuple(chain(changes, moved)))
+
+
+def hotspots(snapshot: Snapshot, share: float = 0.05) -> tuple[Hotspot, ...]:
+    """Who holds at least this share of what is held by all of its kind, most first.
+
+    Of lines that is all that tracemalloc traced, of types the bytes of those that were kept, of agents, their parts and
+    what they share the bytes of all of these.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} given; expected a number above 0, at most 1")
+    return tuple(sorted(_hotspots(snapshot, share), key=lambda spot: (-spot.share, spot.kind, spot.name)))
+
+
+def _hotspots(snapshot: Snapshot, share: float) -> Iterator[Hotspot]:
+    found = held(snapshot)
+    agents = snapshot.agent_bytes or 0
+    of_all = {
+        "line": 0 if snapshot.traced is None else snapshot.traced.nbytes,
+        "type": sum(use.nbytes for use in snapshot.types or ()),
+        "agent": agents,
+        "part": agents,
+        "shared": agents,
+    }
+    for (kind, name), nbytes in found.items():
+        if of_all[kind] and nbytes >= share * of_all[kind]:
+            yield Hotspot(kind, name, nbytes, nbytes / of_all[kind])  # type: ignore[arg-type]
+
+
+def _least_kept(snapshot: Snapshot) -> dict[str, int]:
+    """For each kind that was measured, what a holder that does not appear has at most."""
+    least = {}
+    if snapshot.traced is not None:
+        least["line"] = snapshot.traced.lines[-1].nbytes if len(snapshot.traced.lines) == MOST else 0
+    if snapshot.types is not None:
+        least["type"] = snapshot.types[-1].nbytes if len(snapshot.types) == MOST else 0
+    return least if snapshot.agents is None else least | dict.fromkeys(("agent", "part", "shared"), 0)

@@ -1,0 +1,167 @@
+"""What grows is named by line or part, what does not is not; and building, running, dropping leaves nothing."""
+
+import mmap
+import random
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from agentmem.profiler import Profiler
+from agentmem.profiler.growth import ALL_LINES, Growth, check_cycle
+
+STEPS = 120
+FOREVER = []
+
+
+class Agent:
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.seen, self.log, self.recent, self.grid = {}, [], [], np.zeros(200)
+
+    def work(self, step):
+        """Warms up, churns, and grows no more after that."""
+        self.grid = np.full(200 + self.random.randrange(100), float(step))
+        self.recent.append([step, str(step)])
+        if len(self.recent) > 20:
+            del self.recent[: 1 + self.random.randrange(5)]
+        if step < 30:
+            self.seen[step] = [step] * 20
+        else:
+            self.seen[self.random.randrange(30)] = [step] * (15 + self.random.randrange(10))
+
+
+@pytest.fixture
+def tracing():
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+    FOREVER.clear()
+
+
+def run(leak, n_agents=3, steps=STEPS):
+    agents = [Agent(seed) for seed in range(n_agents)]
+    growth = Growth(agents, n_samples=steps)
+    for step in range(steps):
+        for agent in agents:
+            agent.work(step)
+        leak(agents[1], step)
+        growth.sample()
+    return [trend.name for trend in growth.trends() if trend.verdict == "growing"]
+
+
+def nothing(agent, step):
+    pass
+
+
+def growing_dict(agent, step):
+    agent.seen[f"{step}"] = step + 10_000
+
+
+def log_without_limit(agent, step):
+    agent.log.append("x" * 50 + str(step))
+
+
+def unclosed_map(agent, step):
+    FOREVER.append(mmap.mmap(-1, 4096))
+
+
+def test_a_clean_run_grows_nowhere(tracing):
+    assert run(nothing) == []
+
+
+@pytest.mark.parametrize(
+    ("leak", "part"), [(growing_dict, "agent[1].seen"), (log_without_limit, "agent[1].log")], ids=lambda x: str(x)
+)
+def test_what_grows_is_named_by_part_and_line(tracing, leak, part):
+    names = run(leak)
+    assert part in names
+    assert [name for name in names if name.startswith(f"{__file__}:{leak.__code__.co_firstlineno + 1}")]
+    assert not [name for name in names if name.startswith("agent[0]") or name.startswith("agent[2]")]
+
+
+def test_an_unclosed_map_is_named_by_line(tracing):
+    names = run(unclosed_map)
+    assert f"{__file__}:{unclosed_map.__code__.co_firstlineno + 1}" in names
+
+
+def test_parts_are_named_without_tracing():
+    assert not tracemalloc.is_tracing()
+    assert run(log_without_limit) == ["agent[1].log"]
+
+
+def test_the_whole_comes_first(tracing):
+    agents = [Agent(0)]
+    growth = Growth(agents, n_samples=STEPS)
+    for step in range(STEPS):
+        log_without_limit(agents[0], step)
+        growth.sample()
+    trends = growth.trends()
+    assert trends[0].name == ALL_LINES and trends[0].verdict == "growing"
+    slopes = [trend.slope for trend in trends[1:]]
+    assert slopes == sorted(slopes, reverse=True)
+    assert trends[1].slope == pytest.approx(108, abs=15)  # a string of 51 to 53 characters and its place in the list
+    assert not [trend for trend in growth.trends(least=1_000) if trend.verdict == "growing"]
+
+
+def test_too_few_samples_say_nothing():
+    growth = Growth([Agent(0)], n_samples=10)
+    for _ in range(10):
+        growth.sample()
+    assert growth.trends() == ()
+    with pytest.raises(IndexError, match="10 samples"):
+        growth.sample()
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_recorder_has_room(n):
+    with pytest.raises(ValueError, match="n_samples"):
+        Growth(n_samples=n)
+
+
+def test_the_recorder_does_not_find_itself(tracing):
+    growth = Growth([{f"part{k}": [k] for k in range(300)}], n_samples=STEPS)  # more locations than it began with
+    for _ in range(STEPS):
+        growth.sample()
+    assert [trend.verdict for trend in growth.trends()] == ["flat"]
+
+
+# ---- cycles
+
+
+def test_what_is_dropped_comes_back():
+    found = Profiler.check_cycle(lambda: [Agent(k) for k in range(20)])
+    assert found.returns and found.cycles == 5 and len(found.left) == 5
+    assert not tracemalloc.is_tracing()
+
+
+def test_what_stays_is_named(tracing):
+    def build_run_drop():
+        agents = [Agent(k) for k in range(5)]
+        FOREVER.append(str(agents) + "x" * 500)
+
+    found = check_cycle(build_run_drop, cycles=6)
+    assert not found.returns and min(found.left) > 500
+    assert found.lines[0].where == f"{__file__}:{build_run_drop.__code__.co_firstlineno + 2}"
+    assert found.lines[0].nbytes > 6 * 500
+    assert tracemalloc.is_tracing()
+
+
+def test_what_is_built_once_may_stay():
+    cache = {}
+
+    def build():
+        return cache.setdefault("table", list(range(10_000)))
+
+    assert check_cycle(build).returns
+
+
+def test_tracing_ends_when_a_cycle_fails():
+    with pytest.raises(ZeroDivisionError):
+        check_cycle(lambda: 1 / 0)
+    assert not tracemalloc.is_tracing()
+
+
+def test_cycles_are_counted():
+    with pytest.raises(ValueError, match="cycles=0"):
+        check_cycle(list, cycles=0)

@@ -1,0 +1,259 @@
+"""An operation is measured as it is: blocks, functions, generators and coroutines, traced or not."""
+
+import asyncio
+import inspect
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from agentmem.profiler import Operation, Profiler
+from agentmem.profiler.operations import PEAKS
+from agentmem.profiler.process import peak_rss, rss
+from reference import run_alone
+
+MIB = 2**20
+
+
+@pytest.fixture
+def tracing():
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def near(found, expected, within=0.01):
+    return abs(found - expected) <= within * expected + 5_000
+
+
+def test_peak_and_what_stays(tracing):
+    operation, kept = Operation("build"), []
+    with operation:
+        temporary = np.zeros(8 * MIB, np.uint8)
+        kept.append(np.zeros(3 * MIB, np.uint8))
+        del temporary
+    record = operation.record
+    assert (record.name, record.calls, record.measured) == ("build", 1, "traced")
+    assert near(record.peak, 11 * MIB) and near(record.retained, 3 * MIB)
+    assert record.seconds == record.longest > 0
+
+
+def test_blocks_in_blocks_have_their_own_peaks(tracing):
+    outer, inner = Operation("outer"), Operation("inner")
+    with outer:
+        first = np.zeros(4 * MIB, np.uint8)
+        with inner:
+            np.zeros(8 * MIB, np.uint8)
+        del first
+        with inner:
+            np.zeros(2 * MIB, np.uint8)
+    assert near(inner.record.peak, 8 * MIB) and inner.record.calls == 2
+    assert near(outer.record.peak, 12 * MIB)
+    assert outer.record.seconds >= inner.record.seconds
+
+
+def test_a_name_within_itself(tracing):
+    operation = Operation("again")
+
+    @operation
+    def down(n):
+        block = np.zeros(MIB, np.uint8)
+        return len(block) + (down(n - 1) if n else 0)
+
+    assert down(3) == 4 * MIB
+    assert operation.record.calls == 4
+    assert near(operation.record.peak, 4 * MIB)
+
+
+def test_threads_have_their_own_blocks():
+    operation, inside = Operation("both"), threading.Barrier(2)
+
+    def work():
+        with operation:
+            inside.wait(10)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert operation.record.calls == 2
+
+
+def test_the_peak_of_a_snapshot_survives_the_reset(tracing):
+    np.zeros(16 * MIB, np.uint8)
+    with Operation("small"):
+        pass
+    assert PEAKS.highest() >= 16 * MIB
+    assert Profiler().snapshot().traced.peak >= 16 * MIB
+
+
+# ---- decorated
+
+
+def test_a_function_is_what_it_was():
+    operation = Operation("f")
+
+    @operation
+    def double(x, *, by=2):
+        """Doubles."""
+        return by * x
+
+    assert double(3) == 6 and double(3, by=3) == 9
+    assert (double.__name__, double.__doc__) == ("double", "Doubles.")
+    assert list(inspect.signature(double).parameters) == ["x", "by"]
+    assert operation.record.calls == 2
+
+
+def test_what_raises_counts():
+    operation = Operation("f")
+
+    @operation
+    def fail():
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert operation.record.calls == 1
+    with operation:
+        pass
+    assert operation.record.calls == 2
+
+
+def test_a_generator_counts_while_it_runs(tracing):
+    operation, got = Operation("g"), []
+
+    @operation
+    def numbers(n):
+        held = []
+        for k in range(n):
+            held.append(np.zeros(MIB, np.uint8))
+            got.append((yield k))
+        return "end"
+
+    assert inspect.isgeneratorfunction(numbers)
+    made = numbers(3)
+    assert next(made) == 0
+    between = np.zeros(32 * MIB, np.uint8)  # while it waits
+    time.sleep(0.2)
+    assert made.send("a") == 1 and made.send("b") == 2
+    assert operation.record.calls == 0  # it goes on
+    with pytest.raises(StopIteration) as stop:
+        made.send("c")
+    assert stop.value.value == "end" and got == ["a", "b", "c"]
+    record = operation.record
+    assert record.calls == 1 and record.seconds < 0.2
+    assert near(record.peak, 3 * MIB) and record.retained < MIB
+    assert between.nbytes == 32 * MIB
+
+
+def test_a_generator_hears_what_is_thrown_and_closed():
+    operation, heard = Operation("g"), []
+
+    @operation
+    def stubborn():
+        while True:
+            try:
+                yield len(heard)
+            except ValueError as error:
+                heard.append(str(error))
+            except GeneratorExit:
+                heard.append("closed")
+                raise
+
+    made = stubborn()
+    next(made)
+    assert made.throw(ValueError("v")) == 1
+    made.close()
+    assert heard == ["v", "closed"] and operation.record.calls == 1
+
+
+def test_a_coroutine_counts_while_it_runs(tracing):
+    operation = Operation("c")
+
+    @operation
+    async def fetch(n):
+        block = np.zeros(n * MIB, np.uint8)
+        await asyncio.sleep(0.2)
+        return len(block)
+
+    async def main():
+        return await asyncio.gather(fetch(1), fetch(2))
+
+    assert inspect.iscoroutinefunction(fetch)
+    assert asyncio.run(main()) == [MIB, 2 * MIB]
+    record = operation.record
+    assert record.calls == 2 and record.seconds < 0.2
+    assert near(record.peak, 2 * MIB, 0.05)
+
+
+def test_a_coroutine_is_cancelled_and_fails_as_it_would():
+    operation, heard = Operation("c"), []
+
+    @operation
+    async def wait():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+
+    async def main():
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert heard == ["cancelled"] and operation.record.calls == 1
+
+
+async def many():
+    yield 1
+
+
+@pytest.mark.parametrize("work", [many, Profiler, 3, None], ids=str)
+def test_what_cannot_be_decorated_is_refused(work):
+    with pytest.raises(TypeError, match="expected a function"):
+        Operation("x")(work)
+
+
+# ---- without tracing
+
+
+def without_tracing():
+    operation, kept = Operation("rss"), []
+    with operation:
+        temporary = np.ones(64 * MIB, np.uint8)
+        kept.append(np.ones(32 * MIB, np.uint8))
+        del temporary
+    record = operation.record
+    assert record.measured == "rss"
+    assert 96 * MIB * 0.99 <= record.peak <= 96 * MIB * 1.05, record
+    assert 32 * MIB * 0.99 <= record.retained <= 32 * MIB * 1.05, record
+    assert peak_rss() >= rss()
+
+
+def test_without_tracing_it_is_the_process():
+    run_alone(without_tracing)
+
+
+def test_tracing_that_ends_meanwhile_counts_no_memory():
+    tracemalloc.start()
+    operation = Operation("x")
+    with operation:
+        kept = np.zeros(MIB, np.uint8)
+        tracemalloc.stop()
+    assert operation.record.retained == 0 and len(kept) == MIB
+
+
+def test_a_profiler_has_one_operation_of_a_name():
+    profiler = Profiler()
+    with profiler.profile_operation("step"):
+        pass
+    with profiler.profile_operation("step"):
+        pass
+    assert [record.calls for record in profiler.profile().operations] == [2]
