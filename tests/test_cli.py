@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def measured(monkeypatch):
     def measure(world, configurations):
         calls.append((world, configurations))
         for configuration in configurations:
-            yield Measurement(configuration, 1, 1, 1, 1, 1, 1.0, 0.0, 0.0)
+            yield Measurement(configuration, 1, 1, 1, 1, 1, 1.0, 0.0, 0.0, 0.0, 0.0, (1.0,))
 
     monkeypatch.setattr(sweep, "measure", measure)
     return calls
@@ -102,7 +103,9 @@ def test_compare_makes_the_world_it_was_asked_for(option, value, states, name, m
     assert world.name.startswith(name)
     assert world.actions.shape == (5, 2)
     assert configurations == sweep.standard_configurations()
-    parameters = {"file": None, "env": None, "states": None, "prune": None, "agents": 2, "steps": 5, "seed": 7}
+    parameters = {
+        "file": None, "env": None, "states": None, "workload": None, "prune": None, "agents": 2, "steps": 5, "seed": 7,
+    }  # fmt: skip
     given = {"1e3": 1000}.get(value, value)
     assert json.loads(path.read_text())["parameters"] == {**parameters, option: given}
 
@@ -285,12 +288,136 @@ def test_dense_is_left_out_where_it_does_not_fit(measured):
     assert "largest difference from scipy.sparse" in shown.stdout
 
 
+@pytest.fixture
+def swept(monkeypatch):
+    """What children would have measured; none is started."""
+    calls = []
+
+    def measure_in_child(directory, configuration, *, compare):
+        calls.append((worlds.World.load(Path(directory)), configuration))
+        if configuration.name == "sparse float32 1e-06":
+            raise RuntimeError(f"{configuration.name} failed: MemoryError")
+        time = 3.0 if configuration.filter in ("dense", "scipy") else 1.0 + len(calls) / 1000
+        nbytes = {"dense": 300, "scipy": 300, "sparse": 200, "population": 100}[configuration.filter]
+        return Measurement(configuration, 9, nbytes, nbytes, 1, 1, time, 0.0, 0.0, 1e-16, 0.0, (time,))
+
+    monkeypatch.setattr(sweep, "measure_in_child", measure_in_child)
+    return calls
+
+
+def test_compare_sweeps(swept, tmp_path):
+    path = tmp_path / "out.json"
+    arguments = ["--env", "frozenlake", "--agents", 2, "--steps", 5, "--seed", 7]
+    shown = run("compare", "--sweep", *arguments, "--json", path)
+    assert shown.exit_code == 0, shown.output
+    assert swept[0][0].name == "FrozenLake-v1" and swept[0][0].actions.shape == (5, 2)
+    configurations = sweep.swept_configurations()
+    assert len(swept) == 3 * len(configurations) - 2  # what failed is not tried again
+    record = json.loads(path.read_text())
+    assert record["command"] == "compare" and record["sweep"] is True
+    assert record["parameters"] == {
+        "file": None, "env": "frozenlake", "states": None, "workload": None, "prune": None, "agents": 2, "steps": 5,
+        "seed": 7, "repeats": 3,
+    }  # fmt: skip
+    assert [entry["configuration"] for entry in record["measurements"]] == [
+        it.name for it in configurations if it.name != "sparse float32 1e-06"
+    ]
+    assert record["recommended"] == "population float64 exact"
+    for entry in record["measurements"]:
+        marks = [line[:1] for line in shown.stdout.splitlines() if line[2:].startswith(f"{entry['configuration']} ")]
+        assert marks == ["*" if entry["on_front"] else " "]
+        assert len(entry["repeats"]) == 3
+    assert record["summary"] in shown.stdout
+    assert "sparse float32 1e-06 failed: MemoryError" in record["summary"]
+    assert record["again"] == (
+        "agentmem compare --sweep --env frozenlake --agents 2 --steps 5 --seed 7 --repeats 3"
+    )
+    again = run(*record["again"].split()[1:], "--json", tmp_path / "again.json")
+    assert again.exit_code == 0 and swept[-1][0].observations.tolist() == swept[0][0].observations.tolist()
+
+
+def test_a_sweep_without_its_reference_is_an_error(monkeypatch):
+    def measure_in_child(directory, configuration, *, compare):
+        raise RuntimeError(f"{configuration.name} failed: MemoryError")
+
+    monkeypatch.setattr(sweep, "measure_in_child", measure_in_child)
+    shown = run("compare", "--sweep", "--states", 4, "--agents", 1, "--steps", 1)
+    assert shown.exit_code == 1
+    assert "Error: dense float64 failed: MemoryError" in shown.stderr
+
+
+def test_a_sweep_leaves_dense_out_where_it_does_not_fit(swept):
+    shown = run("compare", "--sweep", "--states", 10_000, "--agents", 1, "--steps", 1, "--repeats", 1)
+    assert shown.exit_code == 0
+    assert [it.filter for _, it in swept[:3]] == ["scipy", "scipy", "sparse"]
+    assert "dense float32 is left out: dense float64 arrays would take 3.7 GiB" in shown.stdout
+
+
+FLEET = """
+import numpy as np
+import agentmem as am
+from agentmem.profiler.worlds import grid_world
+
+def grid():
+    return grid_world(2, 3, agents=3, steps=4, seed=0)
+
+def coin():
+    return am.Model(np.full((2, 2), 0.5), [[0.9, 0.1], [0.1, 0.9]])
+
+def nothing():
+    pass
+
+def broken():
+    return 1 / 0
+"""
+
+
+@pytest.mark.parametrize(("name", "states", "shape"), [("grid", 6, (4, 3)), ("coin", 2, (8, 5))])
+def test_a_workload_is_found_in_the_current_directory(name, states, shape, measured, swept, tmp_path, monkeypatch):
+    (tmp_path / "my_fleet.py").write_text(FLEET)
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    arguments = ["compare", "--workload", f"my_fleet:{name}", "--agents", 5, "--steps", 8]
+    for more in ([], ["--sweep"]):
+        shown = run(*arguments, *more)
+        assert shown.exit_code == 0, shown.output
+        assert sys.path == path
+    assert f"--workload my_fleet:{name} --agents 5 --steps 8 --seed 0 --repeats 3" in shown.stdout
+    for world, _ in (measured[0], swept[0]):
+        assert world.initial.size == states and world.actions.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [
+        ("robots", 2, "there is no robots in the module my_fleet"),
+        ("nothing", 2, "my_fleet:nothing returned None; expected a World or a Model"),
+        ("broken", 1, "my_fleet:broken raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_workload_that_is_none_is_an_error_in_one_line(name, code, says, swept, tmp_path, monkeypatch):
+    (tmp_path / "my_fleet.py").write_text(FLEET)
+    monkeypatch.chdir(tmp_path)
+    shown = run("compare", "--sweep", "--workload", f"my_fleet:{name}")
+    assert shown.exit_code == code
+    [line] = [line for line in shown.stderr.splitlines() if line.startswith("Error: ")]
+    assert line.endswith(says)
+    assert "Traceback" not in shown.output and not swept
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "one of FILE, --env NAME and --states N"),
-        (("--env", "Taxi", "--states", 9), "one of FILE, --env NAME and --states N"),
-        ((__file__, "--states", 9), "one of FILE, --env NAME and --states N"),
+        ((), "one of FILE, --env NAME, --states N and --workload MODULE:FUNCTION"),
+        (("--env", "Taxi", "--states", 9), "one of FILE, --env NAME, --states N and"),
+        ((__file__, "--states", 9), "one of FILE, --env NAME, --states N and"),
+        (("--workload", "a:b", "--states", 9), "one of FILE, --env NAME, --states N and"),
+        (("--sweep",), "one of FILE, --env NAME, --states N and"),
+        (("--sweep", "--states", 9, "--prune", 0.1), "leave out --prune"),
+        (("--states", 9, "--repeats", 2), "--repeats goes with --sweep"),
+        (("--sweep", "--states", 9, "--repeats", 0), "0 is not in the range"),
+        (("--workload", "fleet"), "workload 'fleet' given; expected module:function"),
+        (("--workload", "no_such_fleet:world"), "there is no module no_such_fleet"),
         (("/nowhere.pomdp",), "'/nowhere.pomdp' does not exist"),
         (("/",), "is a directory"),
         (("--env", "Pong"), "choose from FrozenLake, Taxi, CliffWalking"),

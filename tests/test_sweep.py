@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 import agentmem as am
-from agentmem.profiler import filters, sweep, tables, worlds
+from agentmem.profiler import child, comparison, filters, sweep, worlds
 from agentmem.profiler.filters import Configuration
 from agentmem.profiler.worlds import World, grid_world, position_sensor, sample_rows
 
@@ -147,15 +147,24 @@ def test_each_action_reads_by_its_own_table():
     assert np.array_equal(beliefs[sharp].argmax(axis=1), world.observations[sharp])
 
 
-@pytest.mark.parametrize("configuration", sweep.standard_configurations(), ids=lambda c: c.name)
+TOLERANCE = {0.0: 1e-14, 1e-12: 1e-9, 1e-9: 1e-6, 1e-6: 1e-3}
+
+
+@pytest.mark.parametrize(
+    "configuration", sweep.standard_configurations() + sweep.swept_configurations(), ids=lambda c: c.name
+)
 @pytest.mark.parametrize("reads_alike", [True, False])
 def test_every_filter_follows_the_obvious_loop(world, reads_alike, configuration):
     world = world if reads_alike else world_where_actions_read_differently()
     expected, expected_evidence = dense_beliefs(world)
     step_filter = filters.FILTERS[configuration.filter](world, configuration)
-    tolerance = 1e-9 if configuration.prune is None and configuration.filter == "sparse" else 1e-14
-    for step, (beliefs, evidence, _) in enumerate(sweep._run(world, step_filter)):
-        assert np.allclose([step_filter.to_dense(b) for b in beliefs], expected[step], rtol=0, atol=tolerance)
+    is_ours = configuration.filter in ("sparse", "population")
+    prune = (1e-12 if configuration.prune is None else configuration.prune) if is_ours else 0.0
+    tolerance = max(TOLERANCE[prune], 2e-6 if configuration.dtype == "float32" else 0)
+    for step, (beliefs, evidence, _) in enumerate(child.run(world, step_filter)):
+        found = np.array([np.asarray(belief) for belief in beliefs])
+        assert found.dtype == configuration.dtype
+        assert np.allclose(found, expected[step], rtol=0, atol=tolerance)
         assert np.allclose(evidence, expected_evidence[step], rtol=0, atol=100 * tolerance)
 
 
@@ -174,6 +183,7 @@ def test_records_hold_the_bytes_of_each_configuration(world, measurements):
         assert 0 < ours.belief_bytes_median <= ours.belief_bytes_peak <= 8 * n_states + 256
     for measurement in measurements:
         assert 2**20 < measurement.base_rss <= measurement.peak_rss
+        assert measurement.repeats == (measurement.microseconds_per_update,)
         assert measurement.microseconds_per_update > 0
 
 
@@ -191,11 +201,13 @@ def test_a_coarse_filter_shows_its_difference(world):
     reference, measurement = sweep.measure(world, [Configuration("scipy", "scipy"), coarse])
     step_filter = filters.FILTERS["sparse"](world, coarse)
     expected, expected_evidence = dense_beliefs(world)
-    difference = evidence_difference = 0.0
-    for step, (beliefs, evidence, _) in enumerate(sweep._run(world, step_filter)):
+    difference = evidence_difference = l1 = 0.0
+    for step, (beliefs, evidence, _) in enumerate(child.run(world, step_filter)):
         difference = max(difference, np.abs([b.to_dense() for b in beliefs] - expected[step]).max())
         evidence_difference = max(evidence_difference, np.abs(evidence - expected_evidence[step]).max())
+        l1 = max(l1, np.abs([b.to_dense() for b in beliefs] - expected[step]).sum(axis=1).max())
     assert difference > 1e-3
+    assert measurement.largest_l1 == pytest.approx(l1, rel=1e-9)
     assert measurement.largest_difference == pytest.approx(difference, rel=1e-9)
     assert measurement.largest_log_evidence_difference == pytest.approx(evidence_difference, rel=1e-9)
     assert reference.largest_difference is None
@@ -210,7 +222,7 @@ def test_a_failing_child_is_reported_and_leaves_nothing(world, tmp_path, monkeyp
 
 
 def test_json_holds_plain_numbers(world, measurements):
-    record = tables.to_json(world, measurements, command="compare", parameters={"states": 35})
+    record = comparison.to_json(world, measurements, command="compare", parameters={"states": 35})
     assert record["schema"] == 1
     assert record["reference"] == "dense NumPy"
     assert record["world"] == {
@@ -228,6 +240,8 @@ def test_json_holds_plain_numbers(world, measurements):
     for entry, measurement in zip(record["measurements"], measurements, strict=True):
         assert entry["peak_rss"] == measurement.peak_rss
         assert entry["prune"] == measurement.configuration.prune
+        assert entry["dtype"] == "float64"
+        assert list(entry.pop("repeats")) == [measurement.microseconds_per_update]
         assert {type(value) for value in entry.values()} <= {int, float, str, type(None)}
 
 
@@ -239,7 +253,7 @@ def test_the_table_fits_eighty_columns_and_shows_every_configuration(world, meas
         for m in measurements
     ]
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(tables.to_table(world, large))
+    console.print(comparison.to_table(world, large))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     for measurement in measurements:
@@ -264,7 +278,7 @@ def test_the_summary_tells_gains_and_losses(measurements):
         microseconds_per_update=5.0,
         largest_difference=3.1e-13,
     )
-    assert tables.summary([rival, ours]) == (
+    assert comparison.summary([rival, ours]) == (
         "SparseBelief pruned against dense NumPy: 150x fewer bytes per belief, "
         "1.20x more model bytes (a loss), "
         "about the same peak RSS, 2.50x more time per update (a loss); "

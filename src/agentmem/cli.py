@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,13 @@ from agentmem import __version__
 from agentmem.errors import CorruptData
 from agentmem.formats import read_pomdp
 from agentmem.integrations import gymnasium
-from agentmem.profiler import filters, promises, sweep, tables, throughput, verification, worlds
+from agentmem.profiler import comparison, filters, promises, sweep, tables, throughput, verification, workloads, worlds
+from agentmem.profiler.workloads import AGENTS, STEPS
 
 if TYPE_CHECKING:
     import click
     from rich.progress import Progress
 
-# Beyond this the dense rival would measure the machine's swap.
-DENSE_LIMIT = 2 * 2**30
-
-AGENTS, STEPS = 20, 200
 SECONDS = 20  # that a population goes on after its first step, unless a number of steps is asked for
 
 
@@ -96,6 +94,11 @@ def commands() -> click.Group:
         ),
         count("states", None, "A generated grid of about N states, as square as N allows."),
         click.Option(
+            ["--workload"],
+            metavar="MODULE:FUNCTION",
+            help="A function without arguments that returns a World or a Model, here or where Python looks.",
+        ),
+        click.Option(
             ["--prune"],
             metavar="SHARE",
             type=click.FloatRange(min=0, max=1, max_open=True),
@@ -130,6 +133,12 @@ def commands() -> click.Group:
                     *which_world,
                     count("agents", AGENTS, "Agents that walk the world."),
                     count("steps", STEPS, "Steps of each agent."),
+                    click.Option(
+                        ["--sweep", "sweeps"],
+                        is_flag=True,
+                        help="Memory against time and error, over dtypes, pruning and storage; says which to take.",
+                    ),
+                    count("repeats", None, f"With --sweep: processes for each configuration.  [default: {sweep.REPEATS}]"),
                     *of_walks,
                 ],
             ),
@@ -194,58 +203,63 @@ def compare(
     file: Path | None,
     env: str | None,
     states: int | None,
+    workload: str | None,
     prune: float | None,
     agents: int,
     steps: int,
+    sweeps: bool,
+    repeats: int | None,
     seed: int,
     json_file: Path | None,
 ) -> None:
-    """The demo's table for another world: a .POMDP file, a gymnasium environment, or a grid of any size.
+    """The demo's table for another world: a .POMDP file, a gymnasium environment, a grid of any size, or your own.
 
     \b
     agentmem compare tiger.pomdp
     agentmem compare --env Taxi
     agentmem compare --states 100000 --steps 50
+    agentmem compare --sweep --workload simulation:warehouse
 
-    FILE is in Cassandra's POMDP format; agents act at random in it, from where it starts. In the other worlds
-    sensors read a position with noise: one of the 3 x 3 cells around the true one. On Taxi that is the
-    taxi's; passenger and destination stay unseen. CliffWalking is the slippery one. Grids are slippery and
-    have no walls, and agents start anywhere. Dense NumPy is left out where its arrays would take over 2 GiB.
+    FILE is in Cassandra's POMDP format; agents act at random in it, from where it starts, and so they do in a Model
+    that a workload returns; a World has its own agents. In the other worlds sensors read a position with noise: one
+    of the 3 x 3 cells around the true one. On Taxi that is the taxi's; passenger and destination stay unseen.
+    CliffWalking is the slippery one. Grids are slippery and have no walls, and agents start anywhere. Dense NumPy is
+    left out where its arrays would take over 2 GiB.
+
+    With --sweep, dense NumPy, scipy.sparse, a SparseBelief per agent and a Population of all agents are measured in
+    float64 and float32, and the latter two with more and less pruning, each several times in turns. The table marks
+    those that no other beats in memory, time and error; below it stands which one to take, and how. Takes under a
+    minute where dense updates are quick.
     """
     import click
 
-    if [file, env, states].count(None) != 2:
-        raise click.UsageError("give one of FILE, --env NAME and --states N")
-    if file is not None:
-        world = _world_of(file, agents=agents, steps=steps, seed=seed)
-    elif env is not None:
-        try:
-            made, sensor = gymnasium.make_env(_spelled(env))
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--env") from None
-        world = gymnasium.world_from_env(
-            made, sensor, name=made.spec.id, agents=agents, steps=steps, seed=seed
-        )
-    else:
-        assert states is not None
-        rows = round(math.sqrt(states))
-        world = worlds.grid_world(rows, max(1, round(states / rows)), agents=agents, steps=steps, seed=seed)
-
-    configurations = sweep.standard_configurations(prune)
-    if world.dense_nbytes > DENSE_LIMIT:
-        click.echo(
-            f"Dense NumPy is left out: its arrays would take {world.dense_nbytes / 2**30:,.1f} GiB.", err=True
-        )
-        configurations = configurations[1:]
+    if [file, env, states, workload].count(None) != 3:
+        raise click.UsageError("give one of FILE, --env NAME, --states N and --workload MODULE:FUNCTION")
+    if sweeps and prune is not None:
+        raise click.UsageError("--sweep goes through shares to prune itself; leave out --prune")
+    if repeats is not None and not sweeps:
+        raise click.UsageError("--repeats goes with --sweep")
+    world, words = _world(file, env, states, workload, agents=agents, steps=steps, seed=seed)
     parameters = {
         "file": None if file is None else str(file),
         "env": env,
         "states": states,
+        "workload": workload,
         "prune": prune,
         "agents": agents,
         "steps": steps,
         "seed": seed,
     }
+    if sweeps:
+        numbers = {"agents": agents, "steps": steps, "seed": seed, "repeats": repeats or sweep.REPEATS}
+        _sweep(world, workloads.command_line(*words, **numbers), {**parameters, **numbers}, json_file)
+        return
+    configurations = sweep.standard_configurations(prune)
+    if sweep.is_too_large(world, configurations[0]):
+        click.echo(
+            f"Dense NumPy is left out: its arrays would take {world.dense_nbytes / 2**30:,.1f} GiB.", err=True
+        )
+        configurations = configurations[1:]
     _compare(world, configurations, "compare", parameters, json_file)
 
 
@@ -280,26 +294,44 @@ def verify(seed: int, json_file: Path | None, plan: verification.Plan | None = N
         sys.exit(1)
 
 
-def _world_of(file: Path, *, agents: int, steps: int, seed: int) -> worlds.World:
-    """The world of a .POMDP file, and agents that act in it at random."""
+def _world(
+    file: Path | None, env: str | None, states: int | None, workload: str | None, **walk: int
+) -> tuple[worlds.World, list[str]]:
+    """The world that was asked for, and the words that ask for it."""
     import click
-    from scipy import sparse
 
+    if file is not None:
+        try:
+            model = read_pomdp(file).model
+        except (CorruptData, OSError) as error:
+            raise click.ClickException(str(error)) from None
+        return workloads.walked_model(file.name, model, **walk), [str(file)]
+    if env is not None:
+        try:
+            made, sensor = gymnasium.make_env(_spelled(env))
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--env") from None
+        return gymnasium.world_from_env(made, sensor, name=made.spec.id, **walk), ["--env", env]
+    if workload is not None:
+        return _imported(workload, **walk), ["--workload", workload]
+    assert states is not None
+    rows = round(math.sqrt(states))
+    return worlds.grid_world(rows, max(1, round(states / rows)), **walk), ["--states", str(states)]
+
+
+def _imported(workload: str, **walk: int) -> worlds.World:
+    """The world of "module:function", looked for in the current directory first, as `python -m` does."""
+    import click
+
+    sys.path.insert(0, os.getcwd())
     try:
-        model = read_pomdp(file).model
-    except (CorruptData, OSError) as error:
+        return workloads.world_of(workload, **walk)
+    except (ValueError, TypeError) as error:
+        raise click.BadParameter(str(error), param_hint="--workload") from None
+    except RuntimeError as error:
         raise click.ClickException(str(error)) from None
-    n_tables = model.n_actions if model.observations_depend_on_action else 1
-    tables = [model.observation(action) for action in range(n_tables)]
-    return worlds.walked_world(
-        file.name,
-        [model.transition(action) for action in range(model.n_actions)],
-        sparse.vstack(tables, format="csr"),
-        model.belief().to_dense(),
-        agents=agents,
-        steps=steps,
-        seed=seed,
-    )
+    finally:
+        sys.path.pop(0)  # not the children's: a random.py in this directory would be theirs
 
 
 def _spelled(env: str) -> str:
@@ -330,9 +362,31 @@ def _compare(
         except RuntimeError as error:
             raise click.ClickException(str(error)) from None
 
-    Console().print(tables.to_table(world, measurements))
-    click.echo("\n" + tables.summary(measurements))
-    _write(json_file, tables.to_json(world, measurements, command=command, parameters=parameters))
+    Console().print(comparison.to_table(world, measurements))
+    click.echo("\n" + comparison.summary(measurements))
+    _write(json_file, comparison.to_json(world, measurements, command=command, parameters=parameters))
+
+
+def _sweep(world: worlds.World, command: str, parameters: dict[str, Any], json_file: Path | None) -> None:
+    import click
+    from rich.console import Console
+
+    repeats = parameters["repeats"]
+    chosen = [it for it in sweep.swept_configurations() if not sweep.is_too_large(world, it)]
+    with _progress() as progress:
+        task = progress.add_task(chosen[0].name, total=repeats * len(chosen))
+        try:
+            found = sweep.tradeoff(
+                world,
+                repeats=repeats,
+                on_measured=lambda it: progress.update(task, advance=1, description=f"measured {it.name}"),
+            )
+        except RuntimeError as error:
+            raise click.ClickException(str(error)) from None
+    found = replace(found, command=command)
+    Console().print(comparison.tradeoff_to_table(found))
+    click.echo("\n" + comparison.tradeoff_summary(found))
+    _write(json_file, comparison.tradeoff_to_json(found, command="compare", parameters=parameters))
 
 
 def _progress() -> Progress:

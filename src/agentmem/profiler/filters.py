@@ -4,54 +4,79 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from agentmem.belief import SparseBelief
 from agentmem.model import Model
+from agentmem.population import Population
 from agentmem.profiler.worlds import World
+
+Array = NDArray[np.floating[Any]]
+Kind = Literal["dense", "scipy", "sparse", "population"]
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One way to run the filter: "dense", "scipy" or "sparse", which prunes as `SparseBelief.update` does."""
+    """One way to run the filter: in NumPy, in scipy, as a SparseBelief per agent, or as a Population of all agents.
+
+    The last two drop at each step what is below the share `prune` of an agent's largest entry; None is the library's.
+    """
 
     name: str
-    filter: str
+    filter: Kind
     prune: float | None = None
+    dtype: Literal["float64", "float32"] = "float64"
+
+    def __post_init__(self) -> None:
+        if self.filter not in FILTERS:
+            raise ValueError(f"filter={self.filter!r} given; expected one of {', '.join(FILTERS)}")
+        if self.dtype not in ("float64", "float32"):
+            raise ValueError(f"dtype={self.dtype!r} given; expected float64 or float32")
+        if self.prune is not None and not 0 <= self.prune < 1:
+            raise ValueError(f"prune={self.prune!r} given; expected at least 0 and below 1")
 
 
 class Filter(Protocol):
-    """How one configuration holds a world and steps beliefs through it. `sweep` is what the clock sees."""
+    """How one configuration holds a world and steps beliefs through it. `sweep` is what the clock sees.
+
+    Agents' beliefs are what `begin` makes, a list or a Population: `beliefs[agent] = step_filter.start()` starts an
+    agent anew, and iteration gives one belief after another.
+    """
 
     model_bytes: int
 
     def start(self) -> Any: ...
-    def sweep(self, beliefs: list[Any], actions: list[int], observations: list[int]) -> list[float]: ...
-    def belief_bytes(self, belief: Any) -> int: ...
-    def to_dense(self, belief: Any) -> NDArray[np.float64]: ...
+    def begin(self, agents: int) -> Any: ...
+    def sweep(self, beliefs: Any, actions: NDArray[np.int64], observations: NDArray[np.int64]) -> Iterable[float]: ...
 
 
 class DenseFilter:
     def __init__(self, world: World, configuration: Configuration) -> None:
-        self.initial = world.initial
-        self.transition = [table.toarray() for table in world.transition]
+        dtype = np.dtype(configuration.dtype)
+        self.initial: Array = world.initial.astype(dtype)
+        self.transition = [table.astype(dtype).toarray() for table in world.transition]
         # (O, S), so that the likelihood of a reading is a contiguous row.
-        tables = [table.T.toarray(order="C") for table in world.observation_tables()]
+        tables = [table.astype(dtype).T.toarray(order="C") for table in world.observation_tables()]
         self.likelihood = tables if len(tables) > 1 else tables * len(self.transition)
         self.model_bytes = sum(array.nbytes for array in (self.initial, *self.transition, *tables))
 
-    def start(self) -> NDArray[np.float64]:
+    def start(self) -> Array:
         return self.initial.copy()
 
+    def begin(self, agents: int) -> list[Array]:
+        return [self.start() for _ in range(agents)]
+
     def sweep(
-        self, beliefs: list[NDArray[np.float64]], actions: list[int], observations: list[int]
+        self, beliefs: list[Array], actions: NDArray[np.int64], observations: NDArray[np.int64]
     ) -> list[float]:
         evidence = []
-        for agent, (action, observation) in enumerate(zip(actions, observations, strict=True)):
+        for agent, (action, observation) in enumerate(zip(actions.tolist(), observations.tolist(), strict=True)):
             belief = beliefs[agent] @ self.transition[action]
             belief *= self.likelihood[action][observation]
             total = belief.sum()
@@ -60,31 +85,29 @@ class DenseFilter:
             evidence.append(math.log(total))
         return evidence
 
-    def belief_bytes(self, belief: NDArray[np.float64]) -> int:
-        return sys.getsizeof(belief)
-
-    def to_dense(self, belief: NDArray[np.float64]) -> NDArray[np.float64]:
-        return belief
-
 
 class ScipyFilter:
     def __init__(self, world: World, configuration: Configuration) -> None:
-        self.initial = world.initial
-        self.transition = [table.T.tocsr() for table in world.transition]
-        tables = [table.T.tocsr() for table in world.observation_tables()]
+        dtype = np.dtype(configuration.dtype)
+        self.initial: Array = world.initial.astype(dtype)
+        self.transition = [sparse.csr_array(table.astype(dtype).T) for table in world.transition]
+        tables = [sparse.csr_array(table.astype(dtype).T) for table in world.observation_tables()]
         self.likelihood = tables if len(tables) > 1 else tables * len(self.transition)
         self.model_bytes = self.initial.nbytes + sum(
             table.data.nbytes + table.indices.nbytes + table.indptr.nbytes for table in (*self.transition, *tables)
         )
 
-    def start(self) -> NDArray[np.float64]:
+    def start(self) -> Array:
         return self.initial.copy()
 
+    def begin(self, agents: int) -> list[Array]:
+        return [self.start() for _ in range(agents)]
+
     def sweep(
-        self, beliefs: list[NDArray[np.float64]], actions: list[int], observations: list[int]
+        self, beliefs: list[Array], actions: NDArray[np.int64], observations: NDArray[np.int64]
     ) -> list[float]:
         evidence = []
-        for agent, (action, observation) in enumerate(zip(actions, observations, strict=True)):
+        for agent, (action, observation) in enumerate(zip(actions.tolist(), observations.tolist(), strict=True)):
             likelihood = self.likelihood[action]
             predicted = self.transition[action] @ beliefs[agent]
             column = slice(likelihood.indptr[observation], likelihood.indptr[observation + 1])
@@ -97,38 +120,63 @@ class ScipyFilter:
             evidence.append(math.log(total))
         return evidence
 
-    def belief_bytes(self, belief: NDArray[np.float64]) -> int:
-        return sys.getsizeof(belief)
-
-    def to_dense(self, belief: NDArray[np.float64]) -> NDArray[np.float64]:
-        return belief
-
 
 class SparseFilter:
     def __init__(self, world: World, configuration: Configuration) -> None:
-        self.model = Model(world.transition, world.observation_tables(), world.initial)
+        self.model = _model_of(world, configuration)
         self.prune = configuration.prune
         self.model_bytes = self.model.nbytes
 
     def start(self) -> SparseBelief:
         return self.model.belief()
 
-    def sweep(self, beliefs: list[SparseBelief], actions: list[int], observations: list[int]) -> list[float]:
+    def begin(self, agents: int) -> list[SparseBelief]:
+        return [self.start() for _ in range(agents)]
+
+    def sweep(
+        self, beliefs: list[SparseBelief], actions: NDArray[np.int64], observations: NDArray[np.int64]
+    ) -> list[float]:
         model, prune = self.model, self.prune
         return [
             belief.update(model, action, observation, prune=prune)
-            for belief, action, observation in zip(beliefs, actions, observations, strict=True)
+            for belief, action, observation in zip(beliefs, actions.tolist(), observations.tolist(), strict=True)
         ]
 
-    def belief_bytes(self, belief: SparseBelief) -> int:
-        return belief.nbytes
 
-    def to_dense(self, belief: SparseBelief) -> NDArray[np.float64]:
-        return belief.to_dense()
+class PopulationFilter:
+    def __init__(self, world: World, configuration: Configuration) -> None:
+        self.model = _model_of(world, configuration)
+        self.options: dict[str, Any] = {} if configuration.prune is None else {"prune": configuration.prune}
+        self.model_bytes = self.model.nbytes
+
+    def start(self) -> SparseBelief:
+        return self.model.belief()
+
+    def begin(self, agents: int) -> Population:
+        return Population(self.model, agents, threads=1, **self.options)
+
+    def sweep(
+        self, beliefs: Population, actions: NDArray[np.int64], observations: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        return beliefs.update(actions, observations)
 
 
-FILTERS: dict[str, type[DenseFilter] | type[ScipyFilter] | type[SparseFilter]] = {
+def belief_bytes(beliefs: list[Any] | Population) -> list[int]:
+    """What each agent's belief takes; of a population, which holds them together, its share."""
+    if isinstance(beliefs, Population):
+        return [beliefs.nbytes // len(beliefs)]
+    return list(map(sys.getsizeof, beliefs))
+
+
+def _model_of(world: World, configuration: Configuration) -> Model:
+    return Model(
+        world.transition, world.observation_tables(), world.initial, dtype=np.dtype(configuration.dtype)
+    )
+
+
+FILTERS: dict[str, type[DenseFilter] | type[ScipyFilter] | type[SparseFilter] | type[PopulationFilter]] = {
     "dense": DenseFilter,
     "scipy": ScipyFilter,
     "sparse": SparseFilter,
+    "population": PopulationFilter,
 }

@@ -16,6 +16,19 @@ from scipy import sparse
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """How large a world is, and how much happened in it."""
+
+    name: str
+    states: int
+    actions: int
+    observations: int
+    agents: int
+    steps: int
+    episodes: int
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """A world's tables and what happened to its agents there: the same work for every filter.
 
@@ -67,6 +80,19 @@ class World:
                 observations=runs["observations"],
                 restarts=runs["restarts"],
             )
+
+    @property
+    def extent(self) -> Extent:
+        steps, agents = self.actions.shape
+        return Extent(
+            name=self.name,
+            states=self.initial.size,
+            actions=len(self.transition),
+            observations=self.observation.shape[1],
+            agents=agents,
+            steps=steps,
+            episodes=int(self.restarts.sum()),
+        )
 
     @property
     def dense_nbytes(self) -> int:
