@@ -138,7 +138,7 @@ def commands() -> click.Group:
                         is_flag=True,
                         help="Memory against time and error, over dtypes, pruning and storage; says which to take.",
                     ),
-                    count("repeats", None, f"With --sweep: processes for each configuration.  [default: {sweep.REPEATS}]"),
+                    count("repeats", None, f"With --sweep: rounds of measuring.  [default: {sweep.REPEATS}]"),
                     *of_walks,
                 ],
             ),
