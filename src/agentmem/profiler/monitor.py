@@ -125,9 +125,12 @@ class Profiler:
 
     # ---- at one moment
 
-    def snapshot(self, label: str = "") -> Snapshot:
-        """Measure the process and each agent now; the last 100 snapshots are kept. Its cost in seconds is in it."""
-        taken = snapshot.take(label, self._agents, types=self._types, zero=self._zero)
+    def snapshot(self, label: str = "", *, types: bool | None = None) -> Snapshot:
+        """Measure the process and each agent now; the last 100 snapshots are kept. Its cost in seconds is in it.
+
+        `types` as for the profiler; None: as that was told.
+        """
+        taken = snapshot.take(label, self._agents, types=self._types if types is None else types, zero=self._zero)
         self._snapshots.append(taken)
         self._events.append(Event(taken.at, label or f"snapshot {len(self._snapshots)}"))
         return taken
@@ -151,6 +154,11 @@ class Profiler:
     def _latest(self) -> Snapshot:
         return self._snapshots[-1] if self._snapshots else self.snapshot("hotspots")
 
+    @property
+    def agents(self) -> Agents | None:
+        """The agents that were given."""
+        return self._agents
+
     # ---- over time
 
     @property
@@ -161,6 +169,11 @@ class Profiler:
     def profile_operation(self, name: str) -> Operation:
         """What is done under this name, to be measured: ``with`` it, or as a decorator. The same for the same name."""
         return self._operations.setdefault(name, Operation(name))
+
+    @property
+    def operations(self) -> tuple[records.Operation, ...]:
+        """What the operations have taken until now."""
+        return tuple(operation.record for operation in list(self._operations.values()))
 
     def mark(self, text: str) -> None:
         """Put a mark into the chart of memory over time."""
@@ -191,7 +204,7 @@ class Profiler:
             samples=self.samples,
             snapshots=tuple(self._snapshots),
             events=tuple(self._events),
-            operations=tuple(operation.record for operation in list(self._operations.values())),
+            operations=self.operations,
             hotspots=() if latest is None else snapshot.hotspots(latest),
             trends=self._trends(),
             reconciled=() if latest is None else reconcile(latest, self._agents),
