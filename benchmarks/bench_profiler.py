@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -148,12 +149,15 @@ def by_memory_profiler(agents: list[Any], actions: np.ndarray, observations: np.
     return 100 / len(agents)  # type: ignore[return-value]
 
 
-def tracker(way: str) -> Any:
+@contextmanager
+def tracker(way: str) -> Iterator[None]:
     if way != "memray":
-        return nullcontext()
+        yield
+        return
     import memray
 
-    return memray.Tracker(destination=memray.FileDestination(f"/tmp/{time.time_ns()}.memray", overwrite=True))
+    with TemporaryDirectory() as directory, memray.Tracker(f"{directory}/trace"):
+        yield
 
 
 def cpu() -> float:

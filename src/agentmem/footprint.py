@@ -137,17 +137,16 @@ class Walk:
             found, inherited = stack.pop()
             below = []
             for item in found:
-                kind = type(item)  # not isinstance: a proxy answers for the object behind it
-                way = ways[kind] if kind in ways else ways.setdefault(kind, _way_into(kind, self._ignore))
-                if way is None:
-                    continue
-                if id(item) in seen:
+                key = id(item)
+                if key in seen:
                     if again is not None:
                         again(item)
                     continue
-                if id(item) in known:
+                kind = type(item)  # not isinstance: a proxy answers for the object behind it
+                way = ways[kind] if kind in ways else ways.setdefault(kind, _way_into(kind, self._ignore))
+                if way is None or key in known:
                     continue
-                seen[id(item)] = item
+                seen[key] = item
                 held = way(item)
                 nbytes = sys.getsizeof(item, 0)
                 if way is _in_object and not (len(held) == 2 and type(held[0]) is dict):
@@ -159,7 +158,7 @@ class Walk:
                 elif way is _in_map and not item.closed:
                     nbytes += len(item)
                     self.mapped += len(item)
-                part = names[id(item)][0] if id(item) in names else inherited
+                part = names[key][0] if key in names else inherited
                 yield item, part, nbytes
                 if held:
                     below.append((held, part))

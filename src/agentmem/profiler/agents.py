@@ -47,25 +47,32 @@ def holdings(given: Sequence[tuple[str, object]], shared_before: Walk | None = N
     under the name of the part in which the first has it. Bytes are those of `agentmem.footprint`. What `shared_before`
     has met counts no more; it will have met what is found to be shared.
     """
-    met: dict[int, tuple[int, str, int]] = {}   # by id of what is alive: the first agent, its part, bytes
+    met: dict[int, int] = {}  # by id of what is alive, its place in these: first agent, part, bytes
+    firsts, in_parts, sizes = list[int](), list[str](), list[int]()  # no tuples, for the collector
     holders: dict[int, tuple[object, list[int]]] = {}  # of what several reached
     names: dict[int, str] = {}
     now = 0
 
     def met_again(item: object) -> None:
-        first = met[id(item)][0]
+        key = id(item)
+        place = met[key]
+        first = firsts[place]
         if first == now:
             return
-        if id(item) not in holders:
-            holders[id(item)] = item, [first]
-            names[id(item)] = part_name(given[first][0], met[id(item)][1])
-        if holders[id(item)][1][-1] != now:
-            holders[id(item)][1].append(now)
+        if key not in holders:
+            holders[key] = item, [first]
+            names[key] = part_name(given[first][0], in_parts[place])
+        reachers = holders[key][1]
+        if reachers[-1] != now:
+            reachers.append(now)
 
     walk = Walk(met_again=met_again, besides=shared_before)
     for now, (_, agent) in enumerate(given):
         for item, part, nbytes in walk.over(agent):
-            met[id(item)] = now, part, nbytes
+            met[id(item)] = len(firsts)
+            firsts.append(now)
+            in_parts.append(part)
+            sizes.append(nbytes)
 
     reached = [0] * len(given)
     shared: list[SharedPart] = []
@@ -73,7 +80,8 @@ def holdings(given: Sequence[tuple[str, object]], shared_before: Walk | None = N
     for root, reachers in holders.values():
         nbytes = 0
         for item, _, _ in below.over(root):
-            nbytes += met.pop(id(item), (0, "", 0))[2]
+            if (place := met.pop(id(item), -1)) >= 0:
+                nbytes += sizes[place]
         for agent in reachers:
             reached[agent] += nbytes
         if nbytes < SMALL:
@@ -85,8 +93,9 @@ def holdings(given: Sequence[tuple[str, object]], shared_before: Walk | None = N
 
     parts: list[dict[str, int]] = [{} for _ in given]
     counts: list[dict[str, int]] = [{} for _ in given]
-    for first, part, nbytes in met.values():
-        parts[first][part] = parts[first].get(part, 0) + nbytes
+    for place in met.values():
+        first, part = firsts[place], in_parts[place]
+        parts[first][part] = parts[first].get(part, 0) + sizes[place]
         counts[first][part] = counts[first].get(part, 0) + 1
     agents_found = tuple(
         AgentMemory(name, sum(own.values()), both, own)
