@@ -162,7 +162,10 @@ class Operation:
 @dataclass(frozen=True, slots=True)
 class Trend:
     """What `detect_trend` says of a series: `slope` and the 99 % `interval` around it are per sample, `rise` is the
-    growth over the samples judged and `projection` the value after as many samples again as there were."""
+    growth over the samples judged, and `projection` the value after as many samples again, None where it is flat.
+
+    Where `reason` says so, the largest step does not count in them.
+    """
 
     name: str
     verdict: Verdict

@@ -27,7 +27,7 @@ class Grower:
 class Look:
     """A process at one moment, `seconds` after the watch began. Sizes are bytes.
 
-    `growers` are those maps that have grown most, None where nobody may see them.
+    `growers` are those maps that have grown most.
     """
 
     pid: int
@@ -37,7 +37,7 @@ class Look:
     peak_rss: int
     parts: dict[str, int]  # of `rss`: anonymous memory, files, shared memory; and swap beside it
     threads: int
-    growers: tuple[Grower, ...] | None
+    growers: tuple[Grower, ...]
 
 
 def watch(pid: int, interval: float) -> Iterator[Look]:

@@ -1,0 +1,208 @@
+"""A script under a profiler, in a process of its own, which may end however it likes.
+
+    Run ---- the script ----> its process: the script as it is, a Profiler beside it
+        <--- a file ---       what was seen so far, written anew every second and at the end
+        ----> Profile         the last of that, and how the script ended
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import IO, Self
+
+from agentmem.footprint import in_units
+from agentmem.profiler.monitor import Profiler
+from agentmem.profiler.records import Profile
+from agentmem.profiler.report import Document, from_json, to_json
+
+EVERY = 1.0    # seconds between two states
+LOOK = 5.0     # seconds between two snapshots
+PATIENCE = 50  # times what a state or snapshot takes pass at least until the next one
+FINISHED = "finished"
+
+
+class Run:
+    """A script that runs under a profiler; use it in a ``with``, whose end ends the script.
+
+    Parameters
+    ----------
+    script : Path
+        A Python file. It runs as ``python script`` would run it, with this process's input and output.
+    arguments : sequence of str
+        What it finds in ``sys.argv[1:]``.
+    interval : float
+        Seconds between two samples.
+    lines : int
+        Frames that tracemalloc keeps of each allocation; 0: it does not trace.
+    output : binary file, optional
+        Where its output and errors go, instead of to those of this process.
+    """
+
+    __slots__ = ("_directory", "_state", "command", "process")
+
+    def __init__(
+        self,
+        script: Path,
+        arguments: Sequence[str] = (),
+        *,
+        interval: float = 0.1,
+        lines: int = 0,
+        output: IO[bytes] | None = None,
+    ) -> None:
+        self._directory = TemporaryDirectory(prefix="agentmem-")
+        self._state = Path(self._directory.name) / "profile.json"
+        self.command = shlex.join([str(script), *arguments])
+        code = "from agentmem.profiler.script import _child; _child()"
+        options = [str(self._state), str(interval), str(lines), str(script)]
+        command = [sys.executable, "-P", "-c", code, *options, *arguments]
+        self.process = subprocess.Popen(command, stdout=output, stderr=output and subprocess.STDOUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._directory.cleanup()
+
+    @property
+    def seen(self) -> Profile | None:
+        """What was seen until the last state that was written; None before there is one."""
+        try:
+            document: Document = json.loads(self._state.read_text())
+        except FileNotFoundError:
+            return None
+        return from_json(document)
+
+    def wait(self) -> Profile:
+        """Let the script end, and return what was seen of it; if nothing was, a profile that says so.
+
+        An interrupt goes on to the script: it decides what it does.
+        """
+        while True:
+            try:
+                code = self.process.wait()
+                break
+            except KeyboardInterrupt:
+                continue  # the script got it too, from the terminal
+        profile = self.seen
+        if profile is None:
+            profile = Profiler().profile(notes=("nothing was seen: the script ended within a second, unprepared",))
+        if not profile.is_whole:  # it had no time for a last state
+            profile = replace(profile, ended=_ending(code))
+        return replace(profile, command=self.command)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exited with {code}, at once"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+# ---- in the script's process
+
+
+def _child() -> None:
+    state, interval, lines, script, *arguments = sys.argv[1:]
+    main = _main_module(script)
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).resolve().parent))
+    profiler = Profiler({Path(script).name: main.__dict__}, interval=float(interval), lines=int(lines))
+    states = _States(profiler, Path(state))
+    process = os.getpid()
+    with profiler:
+        rss = profiler.snapshot("before the script").process.rss
+        states.notes = (f"{in_units(rss)} were resident before the script: Python, NumPy and this profiler",)
+        states.start()
+        ended, code = _run(main, script)
+        if os.getpid() == process:  # not a fork that came back here
+            states.stop()
+            profiler.snapshot("end", types=True)
+    if os.getpid() == process:
+        states.write(ended)
+    sys.exit(code)
+
+
+def _main_module(script: str) -> ModuleType:
+    main = ModuleType("__main__")
+    main.__dict__.update(__file__=os.path.abspath(script), __builtins__=builtins, __spec__=None)
+    sys.modules["__main__"] = main  # what the script pickles or spawns looks there
+    return main
+
+
+def _run(main: ModuleType, script: str) -> tuple[str, int]:
+    """How the script ended, and its exit code."""
+    try:
+        exec(compile(Path(script).read_bytes(), script, "exec"), main.__dict__)
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.current_thread():
+                thread.join()
+    except SystemExit as end:
+        if end.code is None or end.code == 0:
+            return FINISHED, 0
+        if not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+        code = end.code & 255 if isinstance(end.code, int) else 1
+        return f"exited with {code}", code
+    except BaseException as error:
+        error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
+        sys.excepthook(type(error), error, error.__traceback__)
+        said = f"{type(error).__name__}: {error}".removesuffix(": ").splitlines()[0]
+        return f"raised {said}", 130 if isinstance(error, KeyboardInterrupt) else 1
+    return FINISHED, 0
+
+
+class _States:
+    """A thread that writes what a profiler has seen, so that little is lost if the process is killed."""
+
+    __slots__ = ("_path", "_profiler", "_stop", "_thread", "notes")
+
+    def __init__(self, profiler: Profiler, path: Path) -> None:
+        self._profiler, self._path = profiler, path
+        self.notes: tuple[str, ...] = ()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, name="agentmem-states", daemon=True)
+
+    def start(self) -> None:
+        self.write("still running")
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def write(self, ended: str) -> None:
+        unfinished = self._path.with_suffix(".new")
+        unfinished.write_text(json.dumps(to_json(self._profiler.profile(ended=ended, notes=self.notes))))
+        unfinished.replace(self._path)
+
+    def _go_on(self) -> None:
+        pause, looked, cost = EVERY, time.monotonic(), 0.0
+        while not self._stop.wait(pause):
+            began = time.monotonic()
+            if began - looked > max(LOOK, PATIENCE * cost):
+                cost = self._profiler.snapshot("while it runs").seconds
+                looked = began
+            self.write("still running")
+            pause = max(EVERY, PATIENCE * (time.monotonic() - began))

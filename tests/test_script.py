@@ -1,0 +1,178 @@
+"""A script runs under a profiler as it would alone, and however it ends, what was seen is reported."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from agentmem.profiler.report import from_json, to_json
+from agentmem.profiler.script import Run
+from reference import same_environment
+
+MIB = 2**20
+
+
+@pytest.fixture
+def profiled(tmp_path, capfd, monkeypatch):
+    """Run a script under a profiler; its profile, exit code, output and errors."""
+    for name, value in same_environment().items():
+        monkeypatch.setenv(name, value)
+
+    def run(source, *arguments, **options):
+        script = tmp_path / "it.py"
+        script.write_text(source)
+        with Run(script, arguments, **{"interval": 0.01, **options}) as started:
+            profile = started.wait()
+            code = started.process.returncode
+        assert from_json(to_json(profile)) == profile
+        return profile, code, *capfd.readouterr()
+
+    return run
+
+
+def held(profile):
+    return profile.snapshots[-1].agents[0].parts
+
+
+def test_a_script_that_ends_well(profiled):
+    profile, code, output, errors = profiled(
+        "import sys, numpy as np\ntable = np.ones(500_000)\nlog = ['x' * 1_000] * 3\nprint(__name__, sys.argv[1:])",
+        "--a", "b c",
+    )  # fmt: skip
+    assert (code, output, errors) == (0, "__main__ ['--a', 'b c']\n", "")
+    assert (profile.ended, profile.is_whole) == ("finished", True)
+    assert profile.command.endswith("it.py --a 'b c'")
+    assert held(profile)["table"] == 4_000_112 and held(profile)["log"] < 2_000
+    assert len(profile.samples.seconds) >= 2
+    assert [taken.label for taken in profile.snapshots] == ["before the script", "end"]
+    assert profile.snapshots[-1].process.rss - profile.snapshots[0].process.rss > 3 * MIB
+    assert profile.snapshots[-1].types is not None and profile.snapshots[-1].traced is None
+
+
+def test_lines_are_traced_when_asked_for(profiled):
+    profile, _, _, _ = profiled("kept = [str(k) * 50 for k in range(2_000)]", lines=1)
+    [line] = [line for line in profile.snapshots[-1].traced.lines if line.where.endswith("it.py:1")]
+    assert line.nbytes > 200_000
+
+
+def test_it_runs_as_it_would_alone(tmp_path):
+    source = (
+        "import sys, os, pickle, other\n"
+        "class Thing: pass\n"
+        "pickle.loads(pickle.dumps(Thing()))\n"
+        "main = sys.modules['__main__']\n"
+        "print(main.Thing is Thing, __file__, main.__file__, sys.path[0])\n"
+        "print(__name__, __doc__, __package__, __builtins__ is main.__builtins__)\n"
+        "print(other.here, sys.argv, __spec__, sys.exc_info())\n"
+    )
+    (tmp_path / "it.py").write_text(source)
+    (tmp_path / "other.py").write_text("here = __name__\n")
+    alone = subprocess.run([sys.executable, "it.py", "1"], cwd=tmp_path, capture_output=True, text=True)
+    code = (
+        "from pathlib import Path; from agentmem.profiler.script import Run\n"
+        "with Run(Path('it.py'), ['1']) as run: run.wait()"
+    )
+    command = [sys.executable, "-c", code]
+    under = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=same_environment())
+    assert under.stdout == alone.stdout and under.stderr == alone.stderr == ""
+
+
+def test_a_local_module_does_not_take_the_place_of_a_library(profiled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json.py").write_text("raise SystemExit('mine')")
+    profile, code, _, _ = profiled("print(1)")
+    assert (profile.ended, code) == ("finished", 0)
+
+
+def test_a_script_that_raises(profiled):
+    profile, code, _, errors = profiled("kept = [0] * 1000\ndef fail():\n    raise ValueError('oh\\nno')\nfail()")
+    assert (code, profile.ended) == (1, "raised ValueError: oh")
+    assert profile.is_whole and held(profile)["kept"] > 8_000
+    assert errors.startswith("Traceback") and "script.py" not in errors and errors.count("it.py") == 2
+
+
+def test_a_script_that_cannot_be_compiled(profiled):
+    profile, code, _, errors = profiled("x = (")
+    assert code == 1 and profile.ended.startswith("raised SyntaxError") and "it.py" in errors
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "ended"),
+    [
+        ("import sys; sys.exit()", 0, "finished"),
+        ("import sys; sys.exit(0)", 0, "finished"),
+        ("import sys; sys.exit(3)", 3, "exited with 3"),
+        ("import sys; sys.exit('no')", 1, "exited with 1"),
+        ("raise KeyboardInterrupt", 130, "raised KeyboardInterrupt"),
+    ],
+)
+def test_a_script_that_exits(profiled, source, code, ended):
+    profile, found, _, errors = profiled(source)
+    assert (found, profile.ended, profile.is_whole) == (code, ended, True)
+    assert ("no" in errors) == ("'no'" in source)
+
+
+def test_a_script_that_leaves_at_once(profiled):
+    profile, code, _, _ = profiled("import os; os._exit(7)")
+    assert code == 7 and profile.ended == "exited with 7, at once" and not profile.is_whole
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV"])
+def test_a_script_that_is_killed(profiled, name):
+    source = (
+        "import os, signal, time, numpy as np, faulthandler\n"
+        "kept = np.ones(1_000_000)\ntime.sleep(2.5)\n"
+        f"os.kill(os.getpid(), signal.{name})\ntime.sleep(60)"
+    )
+    profile, code, _, _ = profiled(source)
+    assert code == -getattr(signal, name)
+    assert profile.ended == f"killed by {name}" and not profile.is_whole
+    assert max(profile.samples.rss) - profile.samples.rss[0] > 7 * MIB  # it was seen growing
+    assert profile.samples.seconds[-1] > 1.0
+
+
+def test_threads_are_waited_for(profiled):
+    profile, _, output, _ = profiled(
+        "import threading, time\n"
+        "def work():\n    time.sleep(0.3)\n    globals().update(late=[0] * 1000)\n    print('late')\n"
+        "threading.Thread(target=work).start()"
+    )
+    assert output == "late\n" and held(profile)["late"] > 8_000
+
+
+def test_a_fork_does_not_report(profiled):
+    profile, code, output, _ = profiled(
+        "import os, sys\nchild = os.fork()\nif child: os.waitpid(child, 0)\n"
+        "print('parent' if child else 'child', flush=True)"
+    )
+    assert (code, profile.ended) == (0, "finished")
+    assert sorted(output.split()) == ["child", "parent"]
+
+
+def test_leaving_the_with_ends_the_script(tmp_path, monkeypatch):
+    for name, value in same_environment().items():
+        monkeypatch.setenv(name, value)
+    script = tmp_path / "it.py"
+    script.write_text("import time\ntime.sleep(60)")
+    began = time.monotonic()
+    with Run(script) as run:
+        directory = run._directory.name
+        assert os.path.isdir(directory)
+    assert run.process.poll() is not None and time.monotonic() - began < 30
+    assert not os.path.exists(directory)
+
+
+def test_what_was_seen_is_there_meanwhile(tmp_path, monkeypatch):
+    for name, value in same_environment().items():
+        monkeypatch.setenv(name, value)
+    script = tmp_path / "it.py"
+    script.write_text("import time\ntime.sleep(60)")
+    with Run(script, interval=0.05) as run:
+        ends = time.monotonic() + 30
+        while (seen := run.seen) is None:
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        assert seen.ended == "still running" and not seen.is_whole
