@@ -35,7 +35,7 @@ class Holdings:
 def named(agents: Agents, first: int = 0, last: int | None = None) -> list[tuple[str, object]]:
     """Names and agents, from one place to another, as they are now: by a mapping's keys, else by position."""
     if isinstance(agents, Mapping):
-        return [(str(name), agents[name]) for name in list(agents)[first:last]]
+        return [(str(name), agent) for name, agent in list(agents.items())[first:last]]
     some = islice(agents, first, last) if isinstance(agents, Collection) else list(agents)[first:last]
     return [(f"agent[{i}]", agent) for i, agent in enumerate(some, first)]
 

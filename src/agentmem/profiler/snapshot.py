@@ -6,11 +6,12 @@ Each tool may be left out. What was not measured is None, never zero; what a loo
 from __future__ import annotations
 
 import gc
+import os
 import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 
 from agentmem.profiler.agents import Agents, holdings, named
 from agentmem.profiler.operations import PEAKS
@@ -28,11 +29,7 @@ from agentmem.profiler.records import (
 
 MOST = 200  # lines and types that are kept, of thousands: those that hold most
 MOST_CHANGES = 50
-NOT_OURS = [  # what looks is not what is looked for
-    tracemalloc.Filter(False, tracemalloc.__file__, all_frames=True),
-    tracemalloc.Filter(False, "*/agentmem/profiler/*", all_frames=True),
-    tracemalloc.Filter(False, "*/pympler/*", all_frames=True),
-]
+LOOKING = os.path.dirname(__file__) + os.sep, tracemalloc.__file__  # is not what is looked for
 
 
 def take(label: str, agents: Agents | None, *, types: bool, zero: float) -> Snapshot:
@@ -61,12 +58,13 @@ def traced_lines(most: int | None = MOST) -> Traced:
     """What tracemalloc holds, by line or, where it keeps several frames, by traceback. About 3 us per block held."""
     nbytes, peak = tracemalloc.get_traced_memory()[0], PEAKS.highest()
     by = "lineno" if tracemalloc.get_traceback_limit() == 1 else "traceback"
-    found = tracemalloc.take_snapshot().filter_traces(NOT_OURS).statistics(by)
-    lines = tuple(
+    found = tracemalloc.take_snapshot().statistics(by)
+    lines = (
         Line(" < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(one.traceback)), one.size, one.count)
-        for one in found[:most]
+        for one in found
+        if not any(frame.filename.startswith(LOOKING) for frame in one.traceback)
     )
-    return Traced(nbytes, peak, lines)
+    return Traced(nbytes, peak, tuple(islice(lines, most)))
 
 
 def type_uses() -> tuple[TypeUse, ...]:
