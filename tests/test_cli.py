@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import agentmem as am
-from agentmem import cli
+from agentmem import _outputs, cli
 from agentmem.profiler import sweep, throughput, worlds
 from agentmem.profiler.promises import Limit
 from agentmem.profiler.reference_agent import Case, Sizes
@@ -452,7 +452,7 @@ def test_a_file_that_cannot_be_written_is_an_error_after_the_table(measured, tmp
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "_write_atomically", full)
+    monkeypatch.setattr(_outputs, "_write_atomically", full)
     shown = run("compare", "--states", 4, "--agents", 1, "--steps", 1, "--json", tmp_path / "out.json")
     assert shown.exit_code == 1
     assert "SparseBelief pruned against" in shown.stdout
@@ -474,11 +474,11 @@ def test_a_write_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / "out.json"
     path.write_text("old")
     with pytest.raises(UnicodeEncodeError):
-        cli._write_atomically(path, "\ud800")
+        _outputs._write_atomically(path, "\ud800")
     assert path.read_text() == "old"
     link = tmp_path / "link.json"
     link.symlink_to(path)
-    cli._write_atomically(link, "new")
+    _outputs._write_atomically(link, "new")
     assert path.read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == ["link.json", "out.json"]
 
@@ -488,7 +488,7 @@ def test_a_pipe_is_written_and_not_replaced(tmp_path):
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        cli._write_atomically(pipe, "figures")
+        _outputs._write_atomically(pipe, "figures")
         assert os.read(reader, 100) == b"figures"
         assert pipe.is_fifo()
     finally:

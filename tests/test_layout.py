@@ -46,6 +46,7 @@ ROOMS = [
     "cli",
 ]
 PART_OF = {"_positions": "array", "_ufuncs": "array", "_functions": "array", "__main__": "cli"}
+PART_OF |= {"_looking": "cli", "_outputs": "cli"}
 FRONT_DOOR = "__init__"  # agentmem/__init__.py: the public names
 LATER = {"scipy", "psutil", "click", "rich", "gymnasium", "msgpack"}  # loaded when first used
 

@@ -36,7 +36,7 @@ class Robot:
 def snapshot(**fields):
     empty = Snapshot(
         label="", at=0.0, process=ProcessMemory(10, 20, 5), traced=None, types=None, collector=None, agents=None,
-        shared=None, mapped=None, seconds=0.0, nbytes=None,
+        parts=None, shared=None, mapped=None, seconds=0.0, nbytes=None,
     )  # fmt: skip
     return replace(empty, **fields)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -11,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentmem import __version__
+from agentmem import __version__, _looking
+from agentmem._outputs import check_writable, write_json
 from agentmem.errors import CorruptData
 from agentmem.formats import read_pomdp
 from agentmem.integrations import gymnasium
@@ -31,9 +31,10 @@ def main() -> None:
         commands().main(prog_name="agentmem")
     except ImportError as missing:
         package = (missing.name or "").partition(".")[0]
-        if package not in ("click", "rich", "gymnasium"):
+        if package not in ("click", "rich", "gymnasium", "pympler", "jinja2", "matplotlib"):
             raise
-        sys.exit(f"agentmem: {package} is not installed: pip install 'agentmem-native[demo]'")
+        extra = "demo" if package in ("click", "rich", "gymnasium") else "profile"
+        sys.exit(f"agentmem: {package} is not installed: pip install 'agentmem-native[{extra}]'")
 
 
 def commands() -> click.Group:
@@ -74,7 +75,7 @@ def commands() -> click.Group:
                 ["--json", "json_file"],
                 metavar="FILE",
                 type=click.Path(dir_okay=False, path_type=Path),
-                callback=_check_writable,
+                callback=check_writable,
                 help="Also write the figures to FILE, sizes in bytes.",
             ),
         ]
@@ -149,6 +150,7 @@ def commands() -> click.Group:
                 short_help="Check on this machine what is promised of an agent.",
                 params=seed_and_json("the agents and what they are given"),
             ),
+            *_looking.commands(),
         ],
     )
     return click.version_option(__version__, prog_name="agentmem")(group)
@@ -196,7 +198,7 @@ def _step_population(agents: int, steps: int | None, seed: int, json_file: Path 
                 click.echo(tables.progress(record), err=True)
     click.echo(tables.throughput_summary(record))
     parameters = {"agents": agents, "steps": steps, "seed": seed}
-    _write(json_file, tables.throughput_to_json(record, command="demo", parameters=parameters))
+    write_json(json_file, tables.throughput_to_json(record, command="demo", parameters=parameters))
 
 
 def compare(
@@ -289,7 +291,7 @@ def verify(seed: int, json_file: Path | None, plan: verification.Plan | None = N
         Console().print(tables.verification_to_table(records))
     click.echo("\n" + tables.verification_summary(records))
     found = tables.verification_to_json(records, command="verify", parameters={"seed": seed})
-    _write(json_file, found)
+    write_json(json_file, found)
     if not found["kept"]:
         sys.exit(1)
 
@@ -364,7 +366,7 @@ def _compare(
 
     Console().print(comparison.to_table(world, measurements))
     click.echo("\n" + comparison.summary(measurements))
-    _write(json_file, comparison.to_json(world, measurements, command=command, parameters=parameters))
+    write_json(json_file, comparison.to_json(world, measurements, command=command, parameters=parameters))
 
 
 def _sweep(world: worlds.World, command: str, parameters: dict[str, Any], json_file: Path | None) -> None:
@@ -386,7 +388,7 @@ def _sweep(world: worlds.World, command: str, parameters: dict[str, Any], json_f
     found = replace(found, command=command)
     Console().print(comparison.tradeoff_to_table(found))
     click.echo("\n" + comparison.tradeoff_summary(found))
-    _write(json_file, comparison.tradeoff_to_json(found, command="compare", parameters=parameters))
+    write_json(json_file, comparison.tradeoff_to_json(found, command="compare", parameters=parameters))
 
 
 def _progress() -> Progress:
@@ -395,52 +397,3 @@ def _progress() -> Progress:
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     return Progress(*columns, console=Console(stderr=True))
-
-
-def _write(json_file: Path | None, record: dict[str, Any]) -> None:
-    import click
-
-    if json_file is None:
-        return
-    try:
-        _write_atomically(json_file, json.dumps(record, indent=2) + "\n")
-    except OSError as error:
-        raise click.ClickException(f"cannot write {json_file}: {error.strerror}") from None
-
-
-def _check_writable(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    # Said before a minute of measuring, not after it.
-    import click
-
-    if path is not None:
-        if not path.parent.is_dir():
-            raise click.BadParameter(f"there is no directory {path.parent}")
-        exists = os.path.exists(path)
-        if exists and not os.access(path, os.W_OK):
-            raise click.BadParameter(f"{path} cannot be written")
-        if not exists or path.is_file():
-            unfinished = _unfinished(path.resolve())
-            try:  # permissions do not tell: the file system may be read-only, or full, or the name too long
-                unfinished.write_text("")
-            except OSError as error:
-                raise click.BadParameter(f"{path} cannot be written: {error.strerror}") from None
-            unfinished.unlink()
-    return path
-
-
-def _unfinished(path: Path) -> Path:
-    """Where a file is written until it is whole."""
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    if path.exists() and not path.is_file():  # /dev/stdout or a pipe must not be replaced
-        path.write_text(text)
-        return
-    path = path.resolve()
-    unfinished = _unfinished(path)
-    try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

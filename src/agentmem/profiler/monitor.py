@@ -75,8 +75,8 @@ class Profiler:
     ('left.table', 80112, 2)
     >>> robots["right"]["map"] = np.ones(5_000)
     >>> change = profiler.difference(before, profiler.snapshot("after")).changes
-    >>> [(one.kind, one.name) for one in change if one.kind == "part"]
-    [('part', 'map')]
+    >>> [(one.name, one.grown) for one in change if one.kind == "part"][0]
+    ('map', 40112)
     """
 
     __slots__ = ("_agents", "_events", "_operations", "_sampler", "_snapshots", "_started", "_traces", "_types",

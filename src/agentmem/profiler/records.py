@@ -98,6 +98,7 @@ class Snapshot:
     types: tuple[TypeUse, ...] | None
     collector: Collector | None
     agents: tuple[AgentMemory, ...] | None
+    parts: dict[str, int] | None  # bytes of parts by name, all agents together, shared ones left out; most first
     shared: tuple[SharedPart, ...] | None
     mapped: int | None  # of what the agents hold: memory maps, which other processes may share
     seconds: float

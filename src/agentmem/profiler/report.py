@@ -107,9 +107,8 @@ def _of_profile(document: Document) -> Iterator[tuple[tuple[str, str], float | N
         for key, name in ("rss", "RSS"), ("pss", "PSS"), ("peak_rss", "peak RSS"):
             yield (f"{name}, last snapshot", "bytes"), last["process"][key]
         yield ("traced, last snapshot", "bytes"), last["traced"] and last["traced"]["nbytes"]
-        for agent in last["agents"] or ():
-            for part, nbytes in agent["parts"].items():
-                yield (f"{agent['name']}: {part}", "bytes"), nbytes
+        for part, nbytes in (last["parts"] or {}).items():
+            yield (f"agents: {part}", "bytes"), nbytes
         for part in last["shared"] or ():
             yield (f"shared: {part['name']}", "bytes"), part["nbytes"]
     for operation in profile["operations"]:

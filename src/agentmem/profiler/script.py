@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -138,7 +139,7 @@ def _child() -> None:
         ended, code = _run(main, script)
         if os.getpid() == process:  # not a fork that came back here
             states.stop()
-            profiler.snapshot("end", types=True)
+            profiler.snapshot("end", types=find_spec("pympler") is not None)
     if os.getpid() == process:
         states.write(ended)
     sys.exit(code)

@@ -17,6 +17,7 @@ from agentmem.profiler.agents import Agents, holdings, named
 from agentmem.profiler.operations import PEAKS
 from agentmem.profiler.process import process_memory
 from agentmem.profiler.records import (
+    AgentMemory,
     Change,
     Collector,
     Difference,
@@ -47,6 +48,7 @@ def take(label: str, agents: Agents | None, *, types: bool, zero: float) -> Snap
         types=used,
         collector=collector,
         agents=None if found is None else found.agents,
+        parts=None if found is None else _by_name(found.agents),
         shared=None if found is None else found.shared,
         mapped=None if found is None else found.mapped,
         seconds=time.perf_counter() - began,
@@ -98,8 +100,8 @@ def held(snapshot: Snapshot) -> dict[tuple[str, str], int]:
         found["type", use.name] += use.nbytes
     for agent in snapshot.agents or ():
         found["agent", agent.name] += agent.own
-        for part, nbytes in agent.parts.items():
-            found["part", part] += nbytes
+    for part, nbytes in (snapshot.parts or {}).items():
+        found["part", part] += nbytes
     for shared in snapshot.shared or ():
         found["shared", shared.name] += shared.nbytes
     return dict(found)
@@ -156,6 +158,13 @@ def _hotspots(snapshot: Snapshot, share: float) -> Iterator[Hotspot]:
     for (kind, name), nbytes in found.items():
         if of_all[kind] and nbytes >= share * of_all[kind]:
             yield Hotspot(kind, name, nbytes, nbytes / of_all[kind])  # type: ignore[arg-type]
+
+
+def _by_name(agents: tuple[AgentMemory, ...]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for agent in agents:
+        found.update(agent.parts)
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _least_kept(snapshot: Snapshot) -> dict[str, int]:

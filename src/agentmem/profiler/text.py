@@ -142,15 +142,16 @@ def _held(taken: dict[str, Any]) -> Iterator[RenderableType]:
     if taken["agents"] is None:
         yield Text("\nwhat is held: no agents were registered")
         return
-    rows = [
-        (f"{agent['name']}: {part}", nbytes) for agent in taken["agents"] for part, nbytes in agent["parts"].items()
-    ]
-    rows += [(f"shared by {part['holders']}: {part['name']}", part["nbytes"]) for part in taken["shared"]]
-    rows.sort(key=lambda row: -row[1])
-    shown = [(name, in_units(nbytes)) for name, nbytes in rows[:MOST]]
-    if rows[MOST:]:
-        shown.append((f"{len(rows) - MOST:,} more", in_units(sum(nbytes for _, nbytes in rows[MOST:]))))
-    yield _table(f"what is held, in the snapshot {taken['label']!r}", ("", ""), shown)
+    rows = [(name, in_units(nbytes)) for name, nbytes in parts(taken)[:MOST]]
+    n_agents = len(taken["agents"])
+    yield _table(f"what {n_agents:,} agent{'s' * (n_agents != 1)} held, at {taken['label']!r}", ("", ""), rows)
+
+
+def parts(taken: dict[str, Any]) -> list[tuple[str, int]]:
+    """What the agents of a snapshot held, by part, all agents together and shared parts once; the largest first."""
+    rows = [*(taken["parts"] or {}).items()]
+    rows += [(f"{part['name']}, shared by {part['holders']}", part["nbytes"]) for part in taken["shared"] or ()]
+    return sorted(rows, key=lambda row: (-row[1], row[0]))
 
 
 def _lines_and_types(taken: dict[str, Any]) -> Iterator[RenderableType]:

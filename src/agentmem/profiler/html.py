@@ -1,0 +1,77 @@
+"""A document as one HTML file: no network, no script, light or dark as its reader is.
+
+`report.html.j2` is the page; here is what it is given. Every number on it is in the document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from agentmem.profiler import charts
+from agentmem.profiler.live import shortened
+from agentmem.profiler.reconcile import SIGHTS
+from agentmem.profiler.report import Document
+from agentmem.profiler.text import amount, parts
+
+TEMPLATE = "report.html.j2"
+MOST_ROWS = 40
+
+
+def check_installed() -> None:
+    """ImportError, naming the extra, unless all is there that `to_html` needs: to be asked before an hour's run."""
+    _template()
+    charts.check_installed()
+
+
+def to_html(document: Document) -> str:
+    """A profile, a sweep, or two documents set side by side, as a page.
+
+    Raises
+    ------
+    ValueError
+        For a document of another kind: it has no page.
+    ImportError
+        If jinja2 or matplotlib is missing, naming the extra.
+    """
+    kind = "sweep" if document.get("sweep") else document["command"]
+    if kind not in ("profile", "sweep", "report"):
+        raise ValueError(f"a document of `agentmem {kind}` has no page; profiles, sweeps and comparisons of two have")
+    page: str = _template().render(
+        document=document,
+        kind=kind,
+        title=_title(document, kind),
+        profile=document["profile"] if kind == "profile" else None,
+        parts=parts(document["profile"]["snapshots"][-1]) if document.get("profile", {}).get("snapshots") else [],
+        sights=[asdict(sight) for sight in SIGHTS],
+        charts=charts,
+    )
+    return page
+
+
+def _title(document: Document, kind: str) -> str:
+    if kind == "report":
+        return f"{_title(document['before'], _kind(document['before']))}, before and after"
+    return str(document["profile"]["command"] or "a profile") if kind == "profile" else str(document["world"]["name"])
+
+
+def _kind(document: Document) -> str:
+    return "profile" if "profile" in document else "sweep"
+
+
+def _template() -> Any:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise ImportError("pages need jinja2: pip install 'agentmem-native[profile]'", name="jinja2") from None
+    environment = Environment(
+        loader=PackageLoader("agentmem.profiler", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["amount"] = amount
+    environment.filters["shortened"] = shortened
+    environment.globals["MOST_ROWS"] = MOST_ROWS
+    return environment.get_template(TEMPLATE)

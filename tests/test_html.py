@@ -1,0 +1,198 @@
+"""A page is whole by itself, shows nothing that is not in the JSON, and works in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html import escape, unescape
+from html.parser import HTMLParser
+
+import pytest
+
+import documents
+from agentmem.profiler import charts, report
+from agentmem.profiler.html import to_html
+from reference import same_environment
+
+BEFORE_AFTER = report.before_after(documents.PROFILE, documents.KILLED)
+PROFILE_SECTIONS = ["summary", "memory", "parts", "hotspots", "growth", "operations", "tools"]
+PAGES = {
+    "profile": (documents.PROFILE, PROFILE_SECTIONS, 2),
+    "killed": (documents.KILLED, PROFILE_SECTIONS, 0),
+    "sweep": (documents.SWEEP, ["summary", "tradeoff"], 1),
+    "before-after": (BEFORE_AFTER, ["summary", "before-after"], 0),
+}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """What is in a page: tags, ids, addresses, values of `data`."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.addresses, self.values, self.sections = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        known = dict(attributes)
+        self.tags.append(tag)
+        self.ids += [value for name, value in attributes if name == "id"]
+        self.sections += [known.get("id")] * (tag == "section")
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+        self.values += [known.get("value")] * (tag == "data")
+
+
+def numbers(document):
+    if isinstance(document, dict | list):
+        for one in document.values() if isinstance(document, dict) else document:
+            yield from numbers(one)
+        if isinstance(document, list):
+            yield len(document)  # a count of what is listed
+    elif isinstance(document, int | float) and not isinstance(document, bool):
+        yield document
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_section_is_there(name):
+    document, sections, n_charts = PAGES[name]
+    page = Page(to_html(document))
+    assert page.sections == sections and page.tags.count("svg") == n_charts
+    assert len(set(page.ids)) == len(page.ids)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_number_is_in_the_json(name):
+    document = json.loads(json.dumps(PAGES[name][0]))
+    known = set(numbers(document))
+    page = Page(to_html(document))
+    assert page.values or name == "killed"
+    assert {float(value) for value in page.values} <= known
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_needs_nothing_else(name):
+    text = to_html(PAGES[name][0])
+    page = Page(text)
+    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    assert all(address.startswith("#") for address in page.addresses)
+    assert "@import" not in text and "url(http" not in text
+    assert "prefers-color-scheme: dark" in text
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_same_document_gives_the_same_page(name):
+    assert to_html(PAGES[name][0]) == to_html(PAGES[name][0])
+
+
+def test_names_are_escaped_and_shortened():
+    evil = "<script>alert('x')</script>\"&" + "y" * 10_000 + "\n"
+    taken = documents.snapshot(evil)
+    profile = documents.profile(command=evil, ended=f"raised {evil}", notes=(evil,), snapshots=(taken,))
+    text = to_html(report.to_json(profile))
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert "y" * 500 not in text
+
+
+def test_what_was_not_measured_is_not_zero():
+    text = to_html(documents.PROFILE)
+    [row] = re.findall(r"<tr><td>traced</td>.*?</tr>", text, re.DOTALL)
+    assert "not measured" in row and "0 B" not in row
+    killed = to_html(documents.KILLED)
+    assert "Memory was not sampled" in killed and "the end was not" in killed and "killed by SIGKILL" in killed
+
+
+@pytest.mark.parametrize("command", ["watch", "verify", "demo"])
+def test_other_documents_have_no_page(command):
+    with pytest.raises(ValueError, match=f"agentmem {command}"):
+        to_html({"schema": 1, "command": command})
+
+
+# ---- charts
+
+
+def test_a_chart_takes_the_colours_of_its_page():
+    for svg in (charts.memory_chart(documents.PROFILE["profile"]), charts.tradeoff_chart(documents.SWEEP)):
+        assert "currentColor" in svg and "var(--first)" in svg and 'role="img"' in svg and "<title>" in svg
+        assert not re.search(r"#0[1-5]0[1-5]0[1-5]", svg)
+        assert len(svg) < 60_000
+
+
+def test_a_chart_stands_alone():
+    svg = charts.standalone(charts.memory_chart(documents.PROFILE["profile"]))
+    assert svg.startswith("<svg ") and "prefers-color-scheme:dark" in svg
+    assert re.search(r'width="\d+" height="\d+"', svg)
+
+
+def test_a_chart_of_long_series_stays_small():
+    samples = documents.PROFILE["profile"]["samples"]
+    n = 10_000
+    long = {**samples, "seconds": [0.1 * k for k in range(n)], "rss": [10**8 + k % 7 for k in range(n)],
+            "traced": [None] * n, "agents": [k for k in range(n)]}  # fmt: skip
+    assert len(charts.memory_chart({**documents.PROFILE["profile"], "samples": long})) < 600_000
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_a_missing_library_is_named(missing):
+    script = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "import documents\nfrom agentmem.profiler.html import to_html\n"
+        "try: to_html(documents.PROFILE)\n"
+        "except ImportError as error: print(error.name, error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=same_environment())
+    assert ran.stdout.startswith(missing) and "pip install 'agentmem-native[profile]'" in ran.stdout, ran.stderr
+
+
+# ---- in a browser
+
+
+# The page in a frame, which may be narrower than a browser's window may.
+FRAME = """<!doctype html><iframe width="WIDTH" height="1000" style="border:0" srcdoc="PAGE"></iframe><script>
+const frame = document.querySelector('iframe');
+frame.onload = () => {
+    const page = frame.contentDocument, window = frame.contentWindow;
+    const beyond = e => e.getBoundingClientRect().right > window.innerWidth + 1;
+    document.body.dataset.found = JSON.stringify({
+        overflow: page.documentElement.scrollWidth - window.innerWidth,
+        beyond: [...page.querySelectorAll('main *')]
+            .filter(e => beyond(e) && !e.closest('.scroll') && !e.closest('svg')).map(e => e.tagName),
+        sections: [...page.querySelectorAll('section')].map(s => s.id),
+        charts: [...page.querySelectorAll('svg')]
+            .map(s => [s.getBoundingClientRect().width, s.querySelectorAll('path').length]),
+        requests: window.performance.getEntriesByType('resource').map(r => r.name),
+        ink: window.getComputedStyle(page.querySelector('h1')).color,
+        paper: window.getComputedStyle(page.body).backgroundColor,
+    });
+};
+</script>"""
+
+
+def browse(text, width, directory, *, is_dark=False):
+    """What a browser finds in a page of this width, and what it says on its console."""
+    path = directory / "frame.html"
+    path.write_text(FRAME.replace("WIDTH", str(width)).replace("PAGE", escape(text)), encoding="utf-8")
+    command = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=3000",
+        "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0",
+        f"--blink-settings=preferredColorScheme={0 if is_dark else 1}", "--window-size=1400,1000",
+        f"--user-data-dir={directory / 'browser'}", path.as_uri(),
+    ]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    [found] = re.findall(r'data-found="([^"]*)"', ran.stdout)
+    return json.loads(unescape(found)), [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: Debian's packages chromium and chromium-driver have it")
+@pytest.mark.parametrize(("width", "is_dark"), [(1280, False), (390, True)])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_browser_shows_it_all(tmp_path, name, width, is_dark):
+    document, sections, n_charts = PAGES[name]
+    found, console = browse(to_html(document), width, tmp_path, is_dark=is_dark)
+    assert found["sections"] == sections
+    assert len(found["charts"]) == n_charts and all(wide > 300 and paths > 5 for wide, paths in found["charts"])
+    assert found["overflow"] <= 0 and found["beyond"] == []
+    assert found["requests"] == [] and console == []
+    assert found["paper"] == ("rgb(13, 17, 23)" if is_dark else "rgb(255, 255, 255)")
+    assert found["ink"] == ("rgb(230, 237, 243)" if is_dark else "rgb(36, 41, 47)")

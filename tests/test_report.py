@@ -1,0 +1,192 @@
+"""Records become JSON and come back; documents are what `schema.json` says; text says what they say."""
+
+import io
+import json
+from dataclasses import fields, is_dataclass, replace
+from importlib import resources
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+import agentmem as am
+import documents
+from agentmem.profiler import Profiler, records, report, text
+from agentmem.profiler.watching import Grower, Look
+
+SCHEMA = json.loads(resources.files("agentmem.profiler").joinpath("schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+LOOKS = [Look(7, "python x.py", 1.0 * k, 1000 + k, 2000, {"files": 3}, 1, (Grower("[heap]", 5, k),)) for k in range(3)]
+DOCUMENTS = {
+    "profile": documents.PROFILE,
+    "killed": documents.KILLED,
+    "sweep": documents.SWEEP,
+    "watch": report.of_looks(LOOKS),
+    "nothing watched": report.of_looks([]),
+    "profiles": report.before_after(documents.PROFILE, documents.KILLED),
+    "sweeps": report.before_after(documents.SWEEP, documents.SWEEP),
+}
+
+
+def shown(document, width=80):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(text.to_text(document))
+    return console.file.getvalue()
+
+
+# ---- JSON and back
+
+
+@pytest.mark.parametrize("profile", [documents.profile(), documents.killed()], ids=["whole", "killed"])
+def test_a_profile_comes_back(profile):
+    assert report.from_json(json.loads(json.dumps(report.to_json(profile)))) == profile
+
+
+def test_a_real_profile_comes_back():
+    with Profiler([{"x": [1]}, {"x": [2]}], interval=0.01, lines=2, types=True) as profiler:
+        with profiler.profile_operation("step"):
+            profiler.snapshot("now")
+        profile = profiler.profile("me")
+    document = json.loads(json.dumps(report.to_json(profile)))
+    assert report.from_json(document) == profile
+    VALIDATOR.validate(document)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documents_are_what_the_schema_says(name):
+    VALIDATOR.validate(json.loads(json.dumps(DOCUMENTS[name])))
+
+
+def test_the_schema_is_sound_and_explains_every_record():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    for name, definition in SCHEMA["$defs"].items():
+        assert definition["description"], name
+        assert definition["additionalProperties"] is False
+        assert set(definition["required"]) == set(definition["properties"])
+    for kind in vars(records).values():
+        if is_dataclass(kind) and kind.__name__ in SCHEMA["$defs"]:
+            assert [field.name for field in fields(kind)] == list(SCHEMA["$defs"][kind.__name__]["properties"])
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_schema_knows_no_more(name):
+    document = {**DOCUMENTS[name], "more": 1}
+    assert not VALIDATOR.is_valid(document)
+
+
+# ---- files
+
+
+def test_a_file_is_read(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(documents.PROFILE))
+    assert report.read(path) == documents.PROFILE
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json.dumps(documents.PROFILE)[:-200], "no whole JSON file"),
+        ("", "no whole JSON file"),
+        ("\x00\xff", "no whole JSON file"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "not written by a command"),
+        ('{"a": 1}', "not written by a command"),
+        (json.dumps({**documents.PROFILE, "schema": 99}), "schema 99"),
+        (json.dumps({**documents.PROFILE, "profile": {}}), "keys"),
+    ],
+)
+def test_a_file_that_is_no_document_is_refused(tmp_path, content, said):
+    path = tmp_path / "report.json"
+    path.write_text(content)
+    with pytest.raises(am.CorruptData, match=said) as raised:
+        report.read(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_file_may_be_missing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        report.read(tmp_path / "none.json")
+
+
+def everywhere(value, path=()):
+    """Paths to every value in a document."""
+    yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inside:
+        yield from everywhere(one, (*path, key))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_damaged_profile_is_refused_or_another_profile(data):
+    document = json.loads(json.dumps(report.to_json(documents.profile(samples=None))))
+    path = data.draw(st.sampled_from([path for path in everywhere(document["profile"]) if path]))
+    at = document["profile"]
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = data.draw(st.sampled_from([None, 3, -1.5, "x", [], {}, True, [1], {"a": 1}, 1e400]))
+    try:
+        profile = report.from_json(document)
+    except ValueError as error:
+        assert str(error).startswith("profile")
+    else:
+        VALIDATOR.validate(report.to_json(profile))
+
+
+# ---- before and after
+
+
+def test_two_profiles_side_by_side():
+    after = documents.profile(duration=10.0, operations=())
+    changes = report.before_after(documents.PROFILE, report.to_json(after))["changes"]
+    found = {one["what"]: (one["before"], one["after"]) for one in changes}
+    assert found["duration"] == (30.0, 10.0)
+    assert found["plan: longest call"] == (0.09, None)
+    assert found["agents: belief"] == (40_000, 40_000)
+
+
+def test_two_sweeps_side_by_side():
+    measurements = [{**one, "belief_bytes_median": 1} for one in documents.SWEEP["measurements"]]
+    changes = report.before_after(documents.SWEEP, {**documents.SWEEP, "measurements": measurements})["changes"]
+    changed = {one["what"]: (one["before"], one["after"]) for one in changes if one["before"] != one["after"]}
+    assert changed["sparse float64 exact: belief, median"] == (196, 1) and len(changed) == 4
+
+
+def test_a_profile_and_a_sweep_are_not_compared():
+    with pytest.raises(ValueError, match="profile and a compare"):
+        report.before_after(documents.PROFILE, documents.SWEEP)
+    with pytest.raises(ValueError, match="watch"):
+        report.before_after(DOCUMENTS["watch"], DOCUMENTS["watch"])
+
+
+# ---- text
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_text_fits_a_terminal(name):
+    assert shown(DOCUMENTS[name])
+    assert max(map(len, shown(DOCUMENTS[name]).splitlines())) <= 80
+
+
+def test_text_says_what_was_seen():
+    said = shown(documents.PROFILE)
+    for words in ("simulation.py --agents 20", "finished", "robot 0.model, shared by 20", "growing", "plan", "110 MiB"):
+        assert words in said
+    assert "traced                          not measured" in " ".join(said.split("\n")) or "not measured" in said
+
+
+def test_text_says_what_was_not_seen():
+    said = shown(documents.KILLED)
+    assert "killed by SIGKILL" in said and "its end was not" in said and "not sampled" in said
+    said = shown(report.to_json(documents.profile(snapshots=(replace(documents.snapshot(), traced=None, types=None),))))
+    assert "not traced" in said and "not counted" in said
+
+
+def test_markup_in_names_is_text():
+    profile = documents.profile(command="[bold]x[/bold]\n[/nothing]", ended="raised [red]")
+    said = shown(report.to_json(profile))
+    assert "[bold]x[/bold] [/nothing]" in said and "raised [red]" in said
+    assert "peak RSS 110 MiB, 30.0 s" in text.in_a_line(documents.PROFILE)
