@@ -97,7 +97,7 @@ def is_named(leak: str, growing: list[str]) -> bool:
 
 @pytest.mark.benchmark(timer=replay.read)
 def test_leaks(benchmark: Any, smoke: bool, report: Any) -> None:
-    runs = 3 if smoke else RUNS
+    runs = 1 if smoke else RUNS
     clean = [in_child(__file__, seed, "-") for seed in range(runs)]
     leaking = [(LEAKS[seed % 3], in_child(__file__, seed, LEAKS[seed % 3])) for seed in range(runs)]
     flagged = [name for one in clean for name in one["growing"]]

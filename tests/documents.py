@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from agentmem.profiler import comparison, records
 from agentmem.profiler.filters import Configuration
-from agentmem.profiler.front import Measurement, TradeOff
+from agentmem.profiler.front import LeftOut, Measurement, TradeOff
 from agentmem.profiler.report import to_json
 from agentmem.profiler.worlds import Extent
 
@@ -117,7 +117,7 @@ def tradeoff():
             measurement("sparse float64 exact", "sparse", 0.0, "float64", 196, 0.5, 3e-16),
             measurement("population float32 1e-06", "population", 1e-6, "float32", 64, 1.6, 2e-7),
         ),
-        left_out=(),
+        left_out=(LeftOut(Configuration("dense float32", "dense"), "dense float32 is left out: it is too large"),),
         command="agentmem compare --sweep --env FrozenLake",
     )
 

@@ -5,13 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
 
 import pytest
 
 import documents
-from agentmem.profiler import charts, report
+from agentmem.profiler import charts, records, report
 from agentmem.profiler.html import to_html
 from reference import same_environment
 
@@ -92,6 +94,28 @@ def test_names_are_escaped_and_shortened():
     text = to_html(report.to_json(profile))
     assert "<script" not in text and "&lt;script&gt;" in text
     assert "y" * 500 not in text
+
+
+def test_names_are_no_formulas():
+    taken = replace(documents.snapshot(), parts={r"$\foo$": 5}, shared=())
+    events = records.Event(1.0, r"$\frac$"), records.Event(9.0, "\u65e5\u672c")
+    with warnings.catch_warnings(action="error"):
+        text = to_html(report.to_json(documents.profile(events=events, snapshots=(taken,))))
+    assert text.count(r"$\foo$") == 2 and r"$\frac$" in text and "\u65e5\u672c" in text
+
+
+def test_what_differs_is_set_side_by_side():
+    text = to_html(BEFORE_AFTER)
+    assert "Of after this is what was seen" in text and "Of before" not in text
+    same = to_html(report.before_after(documents.PROFILE, documents.PROFILE))
+    assert "No figure differs." in same
+    later = report.before_after(documents.PROFILE, report.to_json(documents.profile(duration=3.0)))
+    [row] = re.findall(r"<tr><td>duration.*?</tr>", to_html(later), re.DOTALL)
+    assert "less" in row and len(re.findall("<tr><td>", to_html(later))) == 1
+
+
+def test_a_reason_is_given_once():
+    assert to_html(documents.SWEEP).count("is left out") == 1
 
 
 def test_what_was_not_measured_is_not_zero():

@@ -162,9 +162,10 @@ def test_report_shows_two_side_by_side(written, tmp_path):
 
 @pytest.mark.parametrize("document", [documents.PROFILE, documents.SWEEP], ids=["profile", "sweep"])
 def test_report_writes_a_page(written, tmp_path, document):
-    shown = invoke("report", written("a.json", document), "--html", tmp_path / "a.html")
+    files = "--html", tmp_path / "a.html", "--svg", tmp_path / "a.svg"
+    shown = invoke("report", written("a.json", document), *files)
     assert shown.exit_code == 0 and shown.output == ""
-    assert "<svg" in (tmp_path / "a.html").read_text()
+    assert "<svg" in (tmp_path / "a.html").read_text() and (tmp_path / "a.svg").read_text().startswith("<svg")
 
 
 def test_report_of_two_kinds_or_without_a_page(written):
@@ -173,6 +174,7 @@ def test_report_of_two_kinds_or_without_a_page(written):
     looks = written("c.json", report.of_looks([]))
     shown = invoke("report", looks, "--html", looks.with_suffix(".html"))
     assert shown.exit_code == 1 and "has no page" in shown.output
+    assert "has no chart" in invoke("report", looks, "--svg", looks.with_suffix(".svg")).output
 
 
 def test_report_of_a_damaged_file_leaves_the_page_as_it_was(written, tmp_path):

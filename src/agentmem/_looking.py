@@ -62,6 +62,7 @@ def commands() -> list[click.Command]:
                 lines,
                 out("html", "The report as a page.", "report.html"),
                 out("json", "The report's figures, sizes in bytes.", "report.json"),
+                out("svg", "Also write the chart of memory over time."),
                 click.Argument(["file"], metavar="SCRIPT", type=existing),
                 click.Argument(["arguments"], metavar="[ARGUMENTS]...", nargs=-1, type=click.UNPROCESSED),
             ],
@@ -88,6 +89,7 @@ def commands() -> list[click.Command]:
             params=[
                 click.Argument(["files"], metavar="FILE [AFTER]", nargs=-1, required=True, type=existing),
                 out("html", "Write a page instead."),
+                out("svg", "Write the chart instead: memory over time, or memory against time."),
                 out("json", "Also write what is shown to FILE."),
             ],
         ),
@@ -95,7 +97,13 @@ def commands() -> list[click.Command]:
 
 
 def profile(
-    file: Path, arguments: tuple[str, ...], interval: float, lines: int, html_file: Path, json_file: Path
+    file: Path,
+    arguments: tuple[str, ...],
+    interval: float,
+    lines: int,
+    html_file: Path,
+    json_file: Path,
+    svg_file: Path | None,
 ) -> None:
     """Run a script, and report what memory it held.
 
@@ -109,6 +117,7 @@ def profile(
     """
     import click
 
+    from agentmem.profiler.charts import picture
     from agentmem.profiler.html import check_installed, to_html
 
     check_installed()
@@ -118,6 +127,8 @@ def profile(
     document = report.to_json(seen)
     write_json(json_file, document)
     write(html_file, to_html(document))
+    if svg_file is not None:
+        write(svg_file, picture(document))
     click.echo(f"{run.command} {seen.ended}: {text.in_a_line(document)}", err=True)
     click.echo(f"written to {html_file} and {json_file}", err=True)
     sys.exit(code if code >= 0 else 128 - code)
@@ -195,7 +206,7 @@ def _follow_script(
     return run.command, 130 if code is None else code
 
 
-def show(files: tuple[Path, ...], html_file: Path | None, json_file: Path | None) -> None:
+def show(files: tuple[Path, ...], html_file: Path | None, svg_file: Path | None, json_file: Path | None) -> None:
     """Show what an earlier command found, or two of them side by side.
 
     \b
@@ -208,6 +219,7 @@ def show(files: tuple[Path, ...], html_file: Path | None, json_file: Path | None
     import click
     from rich.console import Console
 
+    from agentmem.profiler.charts import picture
     from agentmem.profiler.html import to_html
 
     if len(files) > 2:
@@ -215,11 +227,11 @@ def show(files: tuple[Path, ...], html_file: Path | None, json_file: Path | None
     try:
         documents = [report.read(file) for file in files]
         document = documents[0] if len(files) == 1 else report.before_after(*documents)
-        page = None if html_file is None else to_html(document)
+        made = [(path, make(document)) for path, make in ((html_file, to_html), (svg_file, picture)) if path is not None]
     except (CorruptData, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
-    if html_file is not None and page is not None:
-        write(html_file, page)
-    else:
+    for path, content in made:
+        write(path, content)
+    if not made:
         Console().print(text.to_text(document))
     write_json(json_file, document)

@@ -33,6 +33,14 @@ def to_html(document: Document) -> str:
         For a document of another kind: it has no page.
     ImportError
         If jinja2 or matplotlib is missing, naming the extra.
+
+    Examples
+    --------
+    >>> from agentmem.profiler import records, report
+    >>> profile = records.Profile("walk.py", "2026-01-02T03:04:05+00:00", 1.5, "finished", True, "3.11.9", "Linux")
+    >>> page = to_html(report.to_json(profile))
+    >>> "Memory was not sampled." in page, "<script" in page
+    (True, False)
     """
     kind = "sweep" if document.get("sweep") else document["command"]
     if kind not in ("profile", "sweep", "report"):
@@ -44,6 +52,7 @@ def to_html(document: Document) -> str:
         profile=document["profile"] if kind == "profile" else None,
         parts=parts(document["profile"]["snapshots"][-1]) if document.get("profile", {}).get("snapshots") else [],
         sights=[asdict(sight) for sight in SIGHTS],
+        changes=[one for one in document.get("changes", ()) if one["before"] != one["after"]],
         charts=charts,
     )
     return page
