@@ -101,7 +101,7 @@ def test_names_are_no_formulas():
     events = records.Event(1.0, r"$\frac$"), records.Event(9.0, "\u65e5\u672c")
     with warnings.catch_warnings(action="error"):
         text = to_html(report.to_json(documents.profile(events=events, snapshots=(taken,))))
-    assert text.count(r"$\foo$") == 2 and r"$\frac$" in text and "\u65e5\u672c" in text
+    assert r"$\foo$" in text and r"$\frac$" in text and "\u65e5\u672c" in text
 
 
 def test_what_differs_is_set_side_by_side():

@@ -227,7 +227,8 @@ def show(files: tuple[Path, ...], html_file: Path | None, svg_file: Path | None,
     try:
         documents = [report.read(file) for file in files]
         document = documents[0] if len(files) == 1 else report.before_after(*documents)
-        made = [(path, make(document)) for path, make in ((html_file, to_html), (svg_file, picture)) if path is not None]
+        wanted = (html_file, to_html), (svg_file, picture)
+        made = [(path, make(document)) for path, make in wanted if path is not None]
     except (CorruptData, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
     for path, content in made:

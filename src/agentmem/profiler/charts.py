@@ -45,11 +45,14 @@ def memory_chart(profile: dict[str, Any]) -> str:
             axes.plot(seconds, known, color=colour, lw=1.4, label=name)
         most = max(value for _, values, _ in shown for value in values if value is not None)
         axes.margins(x=0.01)
-        axes.set_xlabel("seconds")
+        axes.set_xlabel("seconds", loc="left")
         _sizes(axes.yaxis, most)
         axes.set_ylim(0, most * 1.06)
         _marks(axes, [(event["at"], event["text"]) for event in profile["events"]])
-        axes.legend(loc="lower right", frameon=False, labelcolor=INK, ncols=3)
+        # Below the axes, beside their label: inside there is no place that no line may cross.
+        axes.legend(
+            loc="upper right", bbox_to_anchor=(1, -0.1), borderaxespad=0, frameon=False, labelcolor=INK, ncols=3
+        )
 
     names = ", ".join(name for name, _, _ in shown)
     description = f"{names} over {seconds[-1]:.1f} seconds; RSS at most {in_units(max(samples['rss']))}."
