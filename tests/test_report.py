@@ -13,16 +13,42 @@ from rich.console import Console
 
 import agentmem as am
 import documents
-from agentmem.profiler import Profiler, records, report, text
+import test_verification
+from agentmem.profiler import (
+    Profiler,
+    comparison,
+    records,
+    report,
+    schema,
+    tables,
+    text,
+    throughput,
+    worlds,
+)
 from agentmem.profiler.watching import Grower, Look
 
 SCHEMA = json.loads(resources.files("agentmem.profiler").joinpath("schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 LOOKS = [Look(7, "python x.py", 1.0 * k, 1000 + k, 2000, {"files": 3}, 1, (Grower("[heap]", 5, k),)) for k in range(3)]
+WALKED = worlds.grid_world(3, 3, agents=1, steps=2, seed=0)
+COMPARED = {"file": None, "states": 9, "prune": 1e-9, "agents": 1, "steps": 2, "seed": 0}
+BY_HAND = replace(documents.tradeoff(), measurements=documents.tradeoff().measurements[:1])  # dense is recommended
 DOCUMENTS = {
     "profile": documents.PROFILE,
     "killed": documents.KILLED,
     "sweep": documents.SWEEP,
+    "by hand": comparison.tradeoff_to_json(BY_HAND, command="compare", parameters={}),
+    "compare": comparison.to_json(
+        WALKED, documents.tradeoff().measurements[:3], command="compare", parameters=COMPARED
+    ),
+    "throughput": tables.throughput_to_json(
+        [*throughput.measure(3, 3, 2, steps=2, seconds=9.0, seed=0)][-1], command="demo", parameters={"agents": 2}
+    ),
+    "verify": tables.verification_to_json(
+        [test_verification.GOOD, test_verification.CROWD, test_verification.RUN],
+        command="verify",
+        parameters={"seed": 4},
+    ),
     "watch": report.of_looks(LOOKS),
     "nothing watched": report.of_looks([]),
     "profiles": report.before_after(documents.PROFILE, documents.KILLED),
@@ -63,8 +89,11 @@ def test_the_schema_is_sound_and_explains_every_record():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     for name, definition in SCHEMA["$defs"].items():
         assert definition["description"], name
+        if name == "Parameters":  # of any command
+            continue
         assert definition["additionalProperties"] is False
         assert set(definition["required"]) == set(definition["properties"])
+        assert all(field["description"] for field in definition["properties"].values()), name
     for kind in vars(records).values():
         if is_dataclass(kind) and kind.__name__ in SCHEMA["$defs"]:
             assert [field.name for field in fields(kind)] == list(SCHEMA["$defs"][kind.__name__]["properties"])
@@ -95,7 +124,13 @@ def test_a_file_is_read(tmp_path):
         ("[]", "not written by a command"),
         ('{"a": 1}', "not written by a command"),
         (json.dumps({**documents.PROFILE, "schema": 99}), "schema 99"),
-        (json.dumps({**documents.PROFILE, "profile": {}}), "keys"),
+        (json.dumps({**documents.PROFILE, "profile": {}}), "profile: 'command' expected"),
+        (json.dumps({**documents.SWEEP, "more": 1}), "no 'more' expected"),
+        (json.dumps({**documents.PROFILE, "schema": True}), "schema: 1 expected"),
+        (json.dumps({**documents.SWEEP, "recommended": "x"}), "recommended"),
+        (json.dumps({**DOCUMENTS["watch"], "looks": [1]}), r"looks\[0\]: object expected"),
+        (json.dumps({**DOCUMENTS["sweeps"], "after": documents.PROFILE}), "compare and a profile"),
+        ('{"schema": 1, "command": "verify", "kept": NaN}', "expected"),
     ],
 )
 def test_a_file_that_is_no_document_is_refused(tmp_path, content, said):
@@ -104,6 +139,33 @@ def test_a_file_that_is_no_document_is_refused(tmp_path, content, said):
     with pytest.raises(am.CorruptData, match=said) as raised:
         report.read(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_figures_that_do_not_fit_together_are_refused():
+    samples = replace(documents.profile().samples, rss=(1, 2))
+    with pytest.raises(ValueError, match="one length"):
+        report.from_json(report.to_json(documents.profile(samples=samples)))
+    with pytest.raises(ValueError, match="watch given"):
+        report.from_json(DOCUMENTS["watch"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_what_the_schema_refuses_is_refused(data):
+    """Everywhere in every kind of document, by the check that is shipped as by jsonschema's."""
+    kind = data.draw(st.sampled_from(["verify", "throughput", "sweep", "compare"]))
+    document = json.loads(json.dumps(DOCUMENTS[kind]))
+    path = data.draw(st.sampled_from([path for path in everywhere(document) if path]))
+    at = document
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = data.draw(st.sampled_from([None, 3, -1.5, "x", [], {}, True, [1], {"a": 1}]))
+    try:
+        schema.check(document)
+    except ValueError:
+        assert not VALIDATOR.is_valid(document)
+    else:
+        assert VALIDATOR.is_valid(document)
 
 
 def test_a_file_may_be_missing(tmp_path):
@@ -175,7 +237,8 @@ def test_text_says_what_was_seen():
     said = shown(documents.PROFILE)
     for words in ("simulation.py --agents 20", "finished", "robot 0.model, shared by 20", "growing", "plan", "110 MiB"):
         assert words in said
-    assert "traced                          not measured" in " ".join(said.split("\n")) or "not measured" in said
+    [traced] = [line for line in said.splitlines() if line.startswith("traced ")]
+    assert "not measured" in traced and "0 B" not in traced
 
 
 def test_text_says_what_was_not_seen():

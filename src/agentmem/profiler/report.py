@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import json
-import math
 import types
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from agentmem.errors import CorruptData
+from agentmem.profiler import schema
 from agentmem.profiler.records import Profile
 from agentmem.profiler.tables import SCHEMA
 from agentmem.profiler.watching import Look
@@ -37,12 +37,18 @@ def of_looks(looks: Iterable[Look]) -> Document:
 
 
 def from_json(document: Document) -> Profile:
-    """The profile that `to_json` was given. ValueError, which says where, for what it cannot have made."""
-    if not isinstance(document, dict) or document.keys() != {"schema", "command", "profile"}:
-        raise ValueError("keys schema, command and profile expected")
-    if document["schema"] != SCHEMA or document["command"] != "profile":
-        raise ValueError(f"a profile of schema {SCHEMA} expected")
-    found: Profile = _made(Profile, document["profile"], "profile")
+    """The profile that `to_json` was given. ValueError, which says where, for what it cannot have made.
+
+    Examples
+    --------
+    >>> run = Profile("walk.py", "2026-01-02T03:04:05+00:00", 1.5, "finished", True, "3.11.9", "Linux")
+    >>> from_json(to_json(run)) == run
+    True
+    """
+    _check(document)
+    if document["command"] != "profile":
+        raise ValueError(f"a document of {document['command']} given; profile expected")
+    found: Profile = _made(Profile, document["profile"])
     return found
 
 
@@ -68,9 +74,8 @@ def read(path: Path) -> Document:
     if document.get("schema") != SCHEMA:
         raise CorruptData(f"{path} is of schema {document.get('schema')!r}; this version reads {SCHEMA}")
     try:
-        if command == "profile":
-            from_json(document)
-    except ValueError as error:
+        _check(document)
+    except (ValueError, RecursionError) as error:
         raise CorruptData(f"{path} is damaged: {error}") from None
     return document
 
@@ -80,11 +85,7 @@ def before_after(before: Document, after: Document) -> Document:
 
     ValueError for documents of two kinds, or of a kind that has no figures to set side by side.
     """
-    figures = {"profile": _of_profile, "compare": _of_measurements, "demo": _of_measurements}
-    kinds = before["command"], after["command"]
-    if kinds[0] not in figures or figures.get(kinds[0]) is not figures.get(kinds[1]):
-        raise ValueError(f"a {kinds[0]} and a {kinds[1]} document given; expected two profiles or two comparisons")
-    was, now = (dict(figures[kind](document)) for kind, document in zip(kinds, (before, after), strict=True))
+    was, now = _figures_of(before, after)
     changes = [
         {"what": what, "unit": unit, "before": was.get((what, unit)), "after": now.get((what, unit))}
         for what, unit in {**was, **now}
@@ -92,7 +93,31 @@ def before_after(before: Document, after: Document) -> Document:
     return {"schema": SCHEMA, "command": "report", "before": before, "after": after, "changes": changes}
 
 
+def _check(document: Any) -> None:
+    """Raise ValueError, which says where, for what the schema does not allow, or cannot say."""
+    schema.check(document)
+    samples = document.get("profile", {}).get("samples")
+    if samples is not None and len({len(values) for values in samples.values() if isinstance(values, list)}) > 1:
+        raise ValueError("profile.samples: lists of one length expected")
+    if "sweep" in document and all(one["configuration"] != document["recommended"] for one in document["measurements"]):
+        raise ValueError("recommended: one of the measurements expected")
+    if document["command"] == "report":
+        _figures_of(document["before"], document["after"])  # so these are no reports themselves
+        _check(document["before"])
+        _check(document["after"])
+
+
 # ---- figures of a document: what and unit, and how much
+
+Figures = dict[tuple[str, str], float | None]
+
+
+def _figures_of(before: Document, after: Document) -> tuple[Figures, Figures]:
+    figures = {"profile": _of_profile, "compare": _of_measurements, "demo": _of_measurements}
+    kinds = before["command"], after["command"]
+    if kinds[0] not in figures or figures.get(kinds[0]) is not figures.get(kinds[1]):
+        raise ValueError(f"a {kinds[0]} and a {kinds[1]} document given; expected two profiles or two comparisons")
+    return dict(figures[kinds[0]](before)), dict(figures[kinds[1]](after))
 
 
 def _of_profile(document: Document) -> Iterator[tuple[tuple[str, str], float | None]]:
@@ -138,36 +163,18 @@ def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _made(hint: Any, value: Any, where: str) -> Any:
-    """`value` as what a type says; ValueError for what it does not allow."""
-    origin, inside = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        [some] = [one for one in inside if one is not type(None)]
-        return None if value is None else _made(some, value, where)
-    if isinstance(hint, type) and is_dataclass(hint):
-        names = {field.name for field in fields(hint)}
-        if not isinstance(value, dict) or value.keys() != names:
-            raise ValueError(f"{where}: keys {', '.join(sorted(names))} expected")
-        hints = _hints(hint)
-        return hint(**{name: _made(hints[name], one, f"{where}.{name}") for name, one in value.items()})
-    if origin is tuple and isinstance(value, list):
-        if inside[-1] is Ellipsis:
-            return tuple(_made(inside[0], one, f"{where}[{k}]") for k, one in enumerate(value))
-        if len(value) == len(inside):
-            return tuple(_made(some, one, where) for some, one in zip(inside, value, strict=True))
-    elif origin is dict and isinstance(value, dict):
-        return {key: _made(inside[1], one, f"{where}.{key}") for key, one in value.items()}
-    elif origin is Literal and value in inside:
-        return value
-    elif hint is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    elif hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise ValueError(f"{where}: {_described(hint)} expected")
-
-
-def _described(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
+def _made(hint: Any, value: Any) -> Any:
+    """`value`, whose shape has been checked, as what a type says."""
+    inside = get_args(hint)
+    if value is None or is_dataclass(hint):
+        hints = {} if value is None else _hints(hint)
+        return None if value is None else hint(**{name: _made(hints[name], one) for name, one in value.items()})
+    if isinstance(hint, types.UnionType):  # something, or None
+        return _made(inside[0], value)
+    if isinstance(value, list):
+        each = inside[:1] * len(value) if inside[-1] is Ellipsis else inside
+        return tuple(_made(some, one) for some, one in zip(each, value, strict=True))
+    return float(value) if hint is float else value
 
 
 def _plain(value: Any) -> Any:
