@@ -15,15 +15,18 @@ import pytest
 import documents
 from agentmem.profiler import charts, records, report
 from agentmem.profiler.html import to_html
+from agentmem.profiler.records import Event, Operation
 from reference import same_environment
 
 BEFORE_AFTER = report.before_after(documents.PROFILE, documents.KILLED)
+LEANER = {**documents.SWEEP, "measurements": [{**one, "model_bytes": 1} for one in documents.SWEEP["measurements"]]}
 PROFILE_SECTIONS = ["summary", "memory", "parts", "hotspots", "growth", "operations", "tools"]
 PAGES = {
     "profile": (documents.PROFILE, PROFILE_SECTIONS, 2),
     "killed": (documents.KILLED, PROFILE_SECTIONS, 0),
     "sweep": (documents.SWEEP, ["summary", "tradeoff"], 1),
-    "before-after": (BEFORE_AFTER, ["summary", "before-after"], 0),
+    "before-after": (BEFORE_AFTER, ["summary", "before-after"], 1),
+    "sweeps": (report.before_after(documents.SWEEP, LEANER), ["summary", "before-after"], 0),
 }
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -59,7 +62,7 @@ def numbers(document):
 def test_every_section_is_there(name):
     document, sections, n_charts = PAGES[name]
     page = Page(to_html(document))
-    assert page.sections == sections and page.tags.count("svg") == n_charts
+    assert page.sections == sections and page.tags.count("svg") == 2 * n_charts  # each for a wide page and a narrow one
     assert len(set(page.ids)) == len(page.ids)
 
 
@@ -107,20 +110,45 @@ def test_names_are_no_formulas():
 def test_what_differs_is_set_side_by_side():
     text = to_html(BEFORE_AFTER)
     assert "Of after this is what was seen" in text and "Of before" not in text
-    same = to_html(report.before_after(documents.PROFILE, documents.PROFILE))
-    assert "No figure differs." in same
     later = report.before_after(documents.PROFILE, report.to_json(documents.profile(duration=3.0)))
-    [row] = re.findall(r"<tr><td>duration.*?</tr>", to_html(later), re.DOTALL)
-    assert "less" in row and len(re.findall("<tr><td>", to_html(later))) == 1
+    [row] = re.findall(r'<tr><th scope="row">.*?</tr>', to_html(later), re.DOTALL)
+    assert "duration" in row and "0.10 x" in row
 
 
 def test_a_reason_is_given_once():
     assert to_html(documents.SWEEP).count("is left out") == 1
 
 
+def test_names_in_sweeps_are_escaped_and_shortened():
+    evil = "<script>alert('x')</script>" + "y" * 10_000
+    text = json.dumps(documents.SWEEP).replace("sparse float64 exact", evil).replace("a lake", evil)
+    sweep = json.loads(text)
+    for document in (sweep, report.before_after(sweep, json.loads(text.replace("196", "96")))):
+        text = to_html(document)
+        assert "<script" not in text and "&lt;script&gt;" in text
+        assert "y" * 1_000 not in text
+
+
+def test_marks_stand_in_a_table_whole():
+    text = to_html(documents.PROFILE)
+    assert ">a mark that is close to it</th>" in text
+    text = to_html(report.to_json(documents.profile(events=tuple(Event(float(k), f"mark {k}") for k in range(99)))))
+    assert ">mark 39</th>" in text and ">mark 40</th>" not in text and "And 59 more." in text
+
+
+def test_what_fell_comes_before_what_rose():
+    after = documents.profile(duration=20.0, operations=(Operation("plan", 400, 1.0, 0.3, 2, 0, "traced"),))
+    text = to_html(report.before_after(documents.PROFILE, report.to_json(after)))
+    order = ["Less", "plan: peak above its start", "duration", "More", "plan: longest call", "In one of them", "load"]
+    places = [text.index(f">{words}") for words in order]
+    assert places == sorted(places)
+    same = to_html(report.before_after(documents.PROFILE, documents.PROFILE))
+    assert "No figure differs." in same and ">Less<" not in same
+
+
 def test_what_was_not_measured_is_not_zero():
     text = to_html(documents.PROFILE)
-    [row] = re.findall(r"<tr><td>traced</td>.*?</tr>", text, re.DOTALL)
+    [row] = re.findall(r"<tr><th[^>]*>traced</th>.*?</tr>", text, re.DOTALL)
     assert "not measured" in row and "0 B" not in row
     killed = to_html(documents.KILLED)
     assert "Memory was not sampled" in killed and "the end was not" in killed and "killed by SIGKILL" in killed
@@ -136,7 +164,8 @@ def test_other_documents_have_no_page(command):
 
 
 def test_a_chart_takes_the_colours_of_its_page():
-    for svg in (charts.memory_chart(documents.PROFILE["profile"]), charts.tradeoff_chart(documents.SWEEP)):
+    memory = charts.memory_chart(documents.PROFILE["profile"])
+    for svg in (memory, charts.change_chart(BEFORE_AFTER), charts.tradeoff_chart(documents.SWEEP)):
         assert "currentColor" in svg and "var(--first)" in svg and 'role="img"' in svg and "<title>" in svg
         assert not re.search(r"#0[1-5]0[1-5]0[1-5]", svg)
         assert len(svg) < 60_000
@@ -182,7 +211,7 @@ frame.onload = () => {
         beyond: [...page.querySelectorAll('main *')]
             .filter(e => beyond(e) && !e.closest('.scroll') && !e.closest('svg')).map(e => e.tagName),
         sections: [...page.querySelectorAll('section')].map(s => s.id),
-        charts: [...page.querySelectorAll('svg')]
+        charts: [...page.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().width)
             .map(s => [s.getBoundingClientRect().width, s.querySelectorAll('path').length]),
         requests: window.performance.getEntriesByType('resource').map(r => r.name),
         ink: window.getComputedStyle(page.querySelector('h1')).color,

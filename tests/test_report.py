@@ -208,6 +208,8 @@ def test_two_profiles_side_by_side():
     assert found["duration"] == (30.0, 10.0)
     assert found["plan: longest call"] == (0.09, None)
     assert found["agents: belief"] == (40_000, 40_000)
+    ratios = {one["what"]: one["ratio"] for one in changes}
+    assert ratios["duration"] == 1 / 3 and ratios["plan: longest call"] is None and ratios["agents: belief"] == 1.0
 
 
 def test_two_sweeps_side_by_side():

@@ -28,41 +28,32 @@ STYLE = (
     "svg{color:#24292f;--grid:#d8dee4;--first:#0969da;--second:#bc4c00;--third:#1a7f37}"
     "@media(prefers-color-scheme:dark){svg{color:#e6edf3;--grid:#30363d;--first:#58a6ff;--second:#f0883e;--third:#56d364}}"
 )
-WIDTH = 5.2  # inches: its text of 10 points stays legible on a telephone
+WIDE, NARROW = 8.6, 4.0  # inches, of a chart on a screen and on a telephone: its text is about as large on both
 MOST_MARKS = 8
 MOST_BARS = 12
 
 
-def memory_chart(profile: dict[str, Any]) -> str:
+def memory_chart(profile: dict[str, Any], width: float = WIDE) -> str:
     """Memory over time: RSS, traced bytes and what agents hold, with a mark for each event."""
-    samples, seconds = profile["samples"], profile["samples"]["seconds"]
-    series = ("RSS", samples["rss"], FIRST), ("traced", samples["traced"], SECOND), ("agents", samples["agents"], THIRD)
-    shown = [one for one in series if any(value is not None for value in one[1])]
-
-    def draw(axes: Axes) -> None:
-        for name, values, colour in shown:
-            known = [float("nan") if value is None else value for value in values]
-            axes.plot(seconds, known, color=colour, lw=1.4, label=name)
-        most = max(value for _, values, _ in shown for value in values if value is not None)
-        axes.margins(x=0.01)
-        axes.set_xlabel("seconds", loc="left")
-        _sizes(axes.yaxis, most)
-        axes.set_ylim(0, most * 1.06)
-        _marks(axes, [(event["at"], event["text"]) for event in profile["events"]])
-        # Below the axes, beside their label: inside there is no place that no line may cross.
-        axes.legend(
-            loc="upper right", bbox_to_anchor=(1, -0.1), borderaxespad=0, frameon=False, labelcolor=INK, ncols=3
-        )
-
-    names = ", ".join(name for name, _, _ in shown)
-    description = f"{names} over {seconds[-1]:.1f} seconds; RSS at most {in_units(max(samples['rss']))}."
-    return _svg(draw, "Memory over time", description, height=3.2)
+    samples, events = profile["samples"], profile["events"]
+    keys = ("RSS", "rss", FIRST), ("traced", "traced", SECOND), ("agents", "agents", THIRD)
+    series = [(name, samples["seconds"], samples[key], colour) for name, key, colour in keys]
+    return _over_time("Memory over time", series, [(event["at"], event["text"]) for event in events], width)
 
 
-def parts_chart(rows: Sequence[tuple[str, int]]) -> str:
+def change_chart(document: dict[str, Any], width: float = WIDE) -> str:
+    """RSS over time of two profiles."""
+    sampled = [
+        (side, document[side]["profile"]["samples"], colour) for side, colour in (("before", FIRST), ("after", SECOND))
+    ]
+    series = [(side, one["seconds"], one["rss"], colour) for side, one, colour in sampled if one is not None]
+    return _over_time("RSS over time, before and after", series, [], width)
+
+
+def parts_chart(rows: Sequence[tuple[str, int]], width: float = WIDE) -> str:
     """Bytes by part, of the largest ones."""
     shown = rows[:MOST_BARS]
-    names = [shortened(name, 30) for name, _ in shown]
+    names = [shortened(name, 30 if width == WIDE else 20) for name, _ in shown]
     sizes = [nbytes for _, nbytes in shown]
 
     def draw(axes: Axes) -> None:
@@ -77,10 +68,10 @@ def parts_chart(rows: Sequence[tuple[str, int]]) -> str:
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
 
-    return _svg(draw, "What is held, by part", f"The largest is {names[0]}.", height=0.5 + 0.27 * len(shown))
+    return _svg(draw, "What is held, by part", f"The largest is {names[0]}.", (width, 0.3 + 0.27 * len(shown)))
 
 
-def tradeoff_chart(document: dict[str, Any]) -> str:
+def tradeoff_chart(document: dict[str, Any], width: float = WIDE) -> str:
     """Bytes of a belief against the time of an update, both logarithmic; the front is joined, the recommended named."""
     measurements = document["measurements"]
     front = [one for one in measurements if one["on_front"]]
@@ -115,7 +106,8 @@ def tradeoff_chart(document: dict[str, Any]) -> str:
         axes.margins(0.12)
         axes.legend(loc="best", frameon=False, labelcolor=INK)
 
-    return _svg(draw, "Memory against time", document["summary"].splitlines()[0], height=3.6)
+    description = shortened(document["summary"].partition("\n")[0], 300)
+    return _svg(draw, "Memory against time", description, (width, _height(width)))
 
 
 def picture(document: dict[str, Any]) -> str:
@@ -125,10 +117,18 @@ def picture(document: dict[str, Any]) -> str:
     """
     if document.get("sweep"):
         return standalone(tradeoff_chart(document))
+    if document["command"] == "report" and are_sampled(document):
+        return standalone(change_chart(document))
     samples = document.get("profile", {}).get("samples")
     if samples is None or not samples["rss"]:
         raise ValueError(f"a document of `agentmem {document['command']}` given that has no chart")
     return standalone(memory_chart(document["profile"]))
+
+
+def are_sampled(document: dict[str, Any]) -> bool:
+    """Whether two documents are profiles, and memory was sampled in one of them at least."""
+    sides = [document[side].get("profile", {}).get("samples") for side in ("before", "after")]
+    return any(samples is not None and len(samples["rss"]) > 1 for samples in sides)
 
 
 def standalone(svg: str) -> str:
@@ -157,13 +157,44 @@ def _least(front: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return least
 
 
-def _svg(draw: Callable[[Axes], None], title: str, description: str, *, height: float) -> str:
+Series = tuple[str, Sequence[float], Sequence[int | None], str]  # name, seconds, bytes, colour
+
+
+def _over_time(title: str, series: Sequence[Series], events: list[tuple[float, str]], width: float) -> str:
+    known = [(one, [value for value in one[2] if value is not None]) for one in series]
+    shown = [(one, max(values)) for one, values in known if values]
+
+    def draw(axes: Axes) -> None:
+        for (name, seconds, values, colour), _ in shown:
+            gaps = [float("nan") if value is None else value for value in values]
+            axes.plot(seconds, gaps, color=colour, lw=1.4, label=name, solid_capstyle="butt")
+        most = max(1, *(peak for _, peak in shown))
+        axes.margins(x=0.01)
+        axes.set_xlabel("seconds", loc="left")
+        _sizes(axes.yaxis, most)
+        axes.set_ylim(0, most * 1.06)
+        _marks(axes, events, width)
+        # Below the axes, beside their label: inside there is no place that no line may cross.
+        axes.legend(
+            loc="upper right", bbox_to_anchor=(1, -0.26 / (_height(width) - 0.8)), borderaxespad=0, frameon=False,
+            labelcolor=INK, ncols=3, handlelength=1.3, columnspacing=1.2,
+        )  # fmt: skip
+
+    peaks = ", ".join(f"{one[0]} at most {in_units(peak)}" for one, peak in shown)
+    return _svg(draw, title, f"{peaks}.", (width, _height(width)))
+
+
+def _height(width: float) -> float:
+    return 1.2 + 0.36 * width  # flatter where it is wide
+
+
+def _svg(draw: Callable[[Axes], None], title: str, description: str, size: tuple[float, float]) -> str:
     check_installed()
     import matplotlib
     from matplotlib.figure import Figure
 
     style: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "font.family": "sans-serif",
+        "svg.fonttype": "none", "svg.hashsalt": f"{title} {size}", "font.size": 10, "font.family": "sans-serif",
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GRID, "xtick.color": GRID, "ytick.color": GRID,
         "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": GRID, "grid.linewidth": 0.6, "axes.grid": True,
         "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
@@ -172,7 +203,7 @@ def _svg(draw: Callable[[Axes], None], title: str, description: str, *, height: 
     with matplotlib.rc_context(style), warnings.catch_warnings():
         # A reader's fonts show the text, not those of this machine.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
         return _themed(figure, title, description)
 
@@ -205,14 +236,14 @@ def _sizes(axis: Any, most: float | None = None) -> None:
     axis.set_major_formatter(lambda value, _: "0" if value == 0 else in_units(value).replace(".0 ", " "))
 
 
-def _marks(axes: Axes, events: list[tuple[float, str]]) -> None:
+def _marks(axes: Axes, events: list[tuple[float, str]], chart: float) -> None:
     """A line for each of the first events; its text stands in the lowest row that is free there."""
     begin, end = axes.get_xlim()
     free = [begin] * 3
     for at, text in events[:MOST_MARKS]:
         axes.axvline(at, color=INK, lw=0.6, ls=":", alpha=0.6)
         text = shortened(text, 22)
-        width = (end - begin) * (0.0165 * len(text) + 0.02)
+        width = (end - begin) * (0.09 * len(text) + 0.1) / chart
         is_late = at + width > end
         row = next((k for k, edge in enumerate(free) if edge <= at - is_late * width), None)
         if row is not None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -52,7 +54,7 @@ def to_html(document: Document) -> str:
         profile=document["profile"] if kind == "profile" else None,
         parts=parts(document["profile"]["snapshots"][-1]) if document.get("profile", {}).get("snapshots") else [],
         sights=[asdict(sight) for sight in SIGHTS],
-        changes=[one for one in document.get("changes", ()) if one["before"] != one["after"]],
+        changes=_grouped(document.get("changes", ())),
         charts=charts,
     )
     return page
@@ -62,6 +64,17 @@ def _title(document: Document, kind: str) -> str:
     if kind == "report":
         return f"{_title(document['before'], _kind(document['before']))}, before and after"
     return str(document["profile"]["command"] or "a profile") if kind == "profile" else str(document["world"]["name"])
+
+
+def _grouped(changes: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What fell and what rose, most of its kind first, and what only one of two documents has; the rest is left out."""
+    both = [one for one in changes if None not in (one["before"], one["after"])]
+    less, more = ([one for one in both if (one["after"] - one["before"]) * sign > 0] for sign in (-1, 1))
+    return {
+        "Less": sorted(less, key=lambda one: one["ratio"] or 0),
+        "More": sorted(more, key=lambda one: -(one["ratio"] or math.inf)),
+        "In one of them": [one for one in changes if (one["before"] is None) != (one["after"] is None)],
+    }
 
 
 def _kind(document: Document) -> str:

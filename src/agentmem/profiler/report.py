@@ -86,11 +86,13 @@ def before_after(before: Document, after: Document) -> Document:
     ValueError for documents of two kinds, or of a kind that has no figures to set side by side.
     """
     was, now = _figures_of(before, after)
-    changes = [
-        {"what": what, "unit": unit, "before": was.get((what, unit)), "after": now.get((what, unit))}
-        for what, unit in {**was, **now}
-    ]
+    changes = [_change(*key, was.get(key), now.get(key)) for key in {**was, **now}]
     return {"schema": SCHEMA, "command": "report", "before": before, "after": after, "changes": changes}
+
+
+def _change(what: str, unit: str, before: float | None, after: float | None) -> dict[str, Any]:
+    ratio = after / before if before and after is not None else None
+    return {"what": what, "unit": unit, "before": before, "after": after, "ratio": ratio}
 
 
 def _check(document: Any) -> None:
