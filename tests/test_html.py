@@ -148,7 +148,7 @@ def test_what_fell_comes_before_what_rose():
 
 def test_what_was_not_measured_is_not_zero():
     text = to_html(documents.PROFILE)
-    [row] = re.findall(r"<tr><th[^>]*>traced</th>.*?</tr>", text, re.DOTALL)
+    [row] = re.findall(r"<tr><th[^>]*>traced<.*?</tr>", text, re.DOTALL)
     assert "not measured" in row and "0 B" not in row
     killed = to_html(documents.KILLED)
     assert "Memory was not sampled" in killed and "the end was not" in killed and "killed by SIGKILL" in killed
