@@ -166,8 +166,8 @@ def _over_time(title: str, series: Sequence[Series], events: list[tuple[float, s
 
     def draw(axes: Axes) -> None:
         for (name, seconds, values, colour), _ in shown:
-            gaps = [float("nan") if value is None else value for value in values]
-            axes.plot(seconds, gaps, color=colour, lw=1.4, label=name, solid_capstyle="butt")
+            points = [(at, value) for at, value in zip(seconds, values, strict=True) if value is not None]
+            axes.plot(*zip(*points, strict=True), color=colour, lw=1.4, label=name, solid_capstyle="butt")
         most = max(1, *(peak for _, peak in shown))
         axes.margins(x=0.01)
         axes.set_xlabel("seconds", loc="left")
