@@ -177,6 +177,14 @@ def test_a_chart_stands_alone():
     assert re.search(r'width="\d+" height="\d+"', svg)
 
 
+def test_values_far_between_are_joined():
+    samples = documents.PROFILE["profile"]["samples"]
+    agents = [2**20 if k % 50 == 0 else None for k in range(600)]
+    svg = charts.memory_chart({**documents.PROFILE["profile"], "samples": {**samples, "agents": agents}})
+    line, _ = re.findall(r'<path d="M ([^"]*)"[^>]*stroke: var\(--third\)', svg)  # and that of the legend
+    assert "L" in line
+
+
 def test_a_chart_of_long_series_stays_small():
     samples = documents.PROFILE["profile"]["samples"]
     n = 10_000
