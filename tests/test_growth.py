@@ -147,6 +147,23 @@ def test_what_stays_is_named(tracing):
     assert tracemalloc.is_tracing()
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3, 25])
+def test_what_stays_is_seen_however_many_frames_are_kept(frames):
+    kept = []
+    tracemalloc.start(frames)
+    try:
+        found = Profiler.check_cycle(lambda: kept.append(np.ones(3_000)))
+        with Profiler(lines=frames) as profiler:
+            with profiler.profile_operation("step"):
+                kept.append(np.zeros(5_000))
+            lines = profiler.snapshot().traced.lines
+    finally:
+        tracemalloc.stop()
+    assert not found.returns and min(found.left) > 24_000
+    assert [line for line in lines if line.nbytes > 40_000]
+    assert not [line for line in lines if "profiler/snapshot.py" in line.where.split(" < ")[0]]
+
+
 def test_what_is_built_once_may_stay():
     cache = {}
 

@@ -56,6 +56,7 @@ def test_profile_writes_two_reports(script, tmp_path):
     assert "written to report.html and report.json" in ran.stderr
     profile = report.from_json(report.read(tmp_path / "report.json"))
     assert profile.ended == "finished" and profile.samples.interval == 0.05
+    assert profile.samples.seconds[-1] <= profile.duration + 0.1
     assert profile.snapshots[-1].traced is not None and profile.snapshots[-1].agents[0].parts["kept"] > 1_000
     assert "<svg" in (tmp_path / "report.html").read_text()
 
@@ -84,6 +85,9 @@ def test_profile_reports_however_a_script_ends(script, tmp_path, source, code, e
         (["watch"], "Missing argument 'PID|SCRIPT'"),
         (["watch", "nowhere.py"], "nowhere.py is no number of a process, and no file"),
         (["watch", "--interval", "x", "1"], "--interval"),
+        (["profile", "--line", "1", __file__], "No such option"),
+        (["profile", "--html", __file__, __file__], "is named twice"),
+        (["profile", "--html", "same", "--json", "same", __file__], "is named twice"),
         (["report"], "Missing argument"),
         (["report", "nowhere.json"], "'nowhere.json' does not exist"),
         (["report", __file__, __file__, __file__], "3 files given"),
@@ -110,7 +114,7 @@ def test_watch_shows_a_process_until_it_ends(tmp_path):
     _, errors = watching.communicate(timeout=60)
     assert watching.returncode == 0
     assert all("RSS" in line and "peak" in line for line in lines)
-    assert f"process {child.pid} ended after" in errors
+    assert f"process {child.pid} ended, after" in errors
     document = report.read(tmp_path / "looks.json")
     assert document["command"] == "watch" and len(document["looks"]) >= 3
     assert invoke("report", tmp_path / "looks.json").exit_code == 0
@@ -120,7 +124,7 @@ def test_watch_runs_a_script(script, tmp_path):
     path = script("import sys, time\ntime.sleep(1)\nprint('done', sys.argv[1:], flush=True)\nsys.exit(4)")
     ran = typed("watch", "--interval", "0.1", path, "--a", cwd=tmp_path)
     assert ran.returncode == 4
-    assert "done ['--a']" in ran.stdout and "RSS" in ran.stdout and "it.py --a ended after" in ran.stderr
+    assert "done ['--a']" in ran.stdout and "RSS" in ran.stdout and "it.py --a exited with 4, after" in ran.stderr
 
 
 def test_watch_ends_at_an_interrupt(script, tmp_path):
@@ -135,6 +139,20 @@ def test_watch_ends_at_an_interrupt(script, tmp_path):
     os.killpg(watching.pid, signal.SIGINT)
     watching.communicate(timeout=60)
     assert watching.returncode == 130
+
+
+def test_watch_that_is_left_says_that_the_process_goes_on(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "agentmem", "watch", "--interval", "0.1", str(child.pid)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=same_environment(), cwd=tmp_path,
+    )  # fmt: skip
+    watching.stdout.readline()
+    watching.send_signal(signal.SIGINT)
+    _, errors = watching.communicate(timeout=60)
+    child.kill()
+    child.wait()
+    assert f"process {child.pid} goes on, after" in errors and watching.returncode == 0
 
 
 def test_watch_of_no_process():
@@ -175,6 +193,14 @@ def test_report_of_two_kinds_or_without_a_page(written):
     shown = invoke("report", looks, "--html", looks.with_suffix(".html"))
     assert shown.exit_code == 1 and "has no page" in shown.output
     assert "has no chart" in invoke("report", looks, "--svg", looks.with_suffix(".svg")).output
+
+
+def test_a_report_is_not_written_over(written):
+    before, after = written("a.json", documents.PROFILE), written("b.json", documents.KILLED)
+    for arguments in ([before, "--html", before], [before, after, "--json", after], [before, "--svg", before]):
+        shown = invoke("report", *arguments)
+        assert shown.exit_code == 2 and "is named twice" in shown.output
+    assert report.read(before) == documents.PROFILE and report.read(after) == documents.KILLED
 
 
 def test_report_of_a_damaged_file_leaves_the_page_as_it_was(written, tmp_path):

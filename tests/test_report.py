@@ -29,7 +29,8 @@ from agentmem.profiler.watching import Grower, Look
 
 SCHEMA = json.loads(resources.files("agentmem.profiler").joinpath("schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
-LOOKS = [Look(7, "python x.py", 1.0 * k, 1000 + k, 2000, {"files": 3}, 1, (Grower("[heap]", 5, k),)) for k in range(3)]
+GROWN = (Grower("[heap]", 5, 3),)
+LOOKS = [Look(7, "python x.py", 1.0 * k, "99", 1000 + k, 2000, {"files": 3}, 1, GROWN) for k in range(3)]
 WALKED = worlds.grid_world(3, 3, agents=1, steps=2, seed=0)
 COMPARED = {"file": None, "states": 9, "prune": 1e-9, "agents": 1, "steps": 2, "seed": 0}
 BY_HAND = replace(documents.tradeoff(), measurements=documents.tradeoff().measurements[:1])  # dense is recommended

@@ -117,21 +117,21 @@ def test_a_script_that_exits(profiled, source, code, ended):
 
 def test_a_script_that_leaves_at_once(profiled):
     profile, code, _, _ = profiled("import os; os._exit(7)")
-    assert code == 7 and profile.ended == "exited with 7, at once" and not profile.is_whole
+    assert code == 7 and profile.ended == "exited with 7" and not profile.is_whole
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV"])
 def test_a_script_that_is_killed(profiled, name):
     source = (
         "import os, signal, time, numpy as np, faulthandler\n"
-        "kept = np.ones(1_000_000)\ntime.sleep(2.5)\n"
+        "kept = np.ones(1_000_000)\ntime.sleep(4)\n"
         f"os.kill(os.getpid(), signal.{name})\ntime.sleep(60)"
     )
     profile, code, _, _ = profiled(source)
     assert code == -getattr(signal, name)
     assert profile.ended == f"killed by {name}" and not profile.is_whole
     assert max(profile.samples.rss) - profile.samples.rss[0] > 7 * MIB  # it was seen growing
-    assert profile.samples.seconds[-1] > 1.0
+    assert profile.samples.seconds[-1] > 0.3
 
 
 def test_threads_are_waited_for(profiled):

@@ -455,7 +455,7 @@ def test_the_summary_says_what_to_take_and_what_that_loses():
         "For 3 agents take population float32 exact: 76 B per agent, 0.43 us per update (0.42 to 0.45), L1 error "
         "1.5e-07, no decision changed.",
         "Chosen from the front (*): no decision changed, L1 up to 1e-06, up to 2x the time of the fastest such; of "
-        "those within 10% of the fewest bytes, the most exact.",
+        "those within 10% of the fewest bytes the most exact, and of these none that is clearly slower than another.",
         "Against dense float64: 265x fewer bytes per belief, about the same model bytes, about the same peak RSS, "
         "6,877x less time per update; against scipy float64: 265x fewer bytes per belief, about the same model bytes, "
         "about the same peak RSS, 44.9x less time per update.",

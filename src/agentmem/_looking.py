@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import deque
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,7 +49,7 @@ def commands() -> list[click.Command]:
     )
     existing = click.Path(exists=True, dir_okay=False, path_type=Path)
     seconds = click.FloatRange(min=0.001, max=3600)
-    words = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+    words = {"allow_interspersed_args": False}  # what follows the script is the script's
     return [
         click.Command(
             "profile",
@@ -121,6 +122,7 @@ def profile(
     from agentmem.profiler.html import check_installed, to_html
 
     check_installed()
+    _check_distinct([file], html_file, json_file, svg_file)
     with script.Run(file, arguments, interval=interval, lines=lines) as run:
         seen = run.wait()
         code = run.process.returncode
@@ -132,6 +134,18 @@ def profile(
     click.echo(f"{run.command} {seen.ended}: {text.in_a_line(document)}", err=True)
     click.echo(f"written to {html_file} and {json_file}", err=True)
     sys.exit(code if code >= 0 else 128 - code)
+
+
+def _check_distinct(read: Sequence[Path], *written: Path | None) -> None:
+    """Refuse to write over what is read, or over what is written."""
+    import click
+
+    known = {path.resolve() for path in read}
+    for path in written:
+        if path is not None and path.is_file() | (not path.exists()):
+            if path.resolve() in known:
+                raise click.UsageError(f"{path} is named twice: what is there would be lost")
+            known.add(path.resolve())
 
 
 def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: Path | None) -> None:
@@ -154,13 +168,16 @@ def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: P
         except (ProcessLookupError, PermissionError) as error:
             raise click.ClickException(str(error)) from None
         name, code = f"process {target}", 0
+        is_over = not watching.is_running(looks[-1]) if looks else True
     elif Path(target).is_file():
         name, code = _follow_script(Path(target), arguments, interval, looks)
+        is_over = True
     else:
         raise click.BadParameter(f"{target} is no number of a process, and no file", param_hint="PID|SCRIPT")
     if looks:
         last = looks[-1]
-        click.echo(f"{name} ended after {last.seconds:.1f} s: peak RSS {in_units(last.peak_rss)}", err=True)
+        ended = "goes on" if not is_over else "ended" if code is None or code == 0 else script.ending(code)
+        click.echo(f"{name} {ended}, after {last.seconds:.1f} s: peak RSS {in_units(last.peak_rss)}", err=True)
     write_json(json_file, report.of_looks(looks))
     sys.exit(code if code >= 0 else 128 - code)
 
@@ -224,6 +241,7 @@ def show(files: tuple[Path, ...], html_file: Path | None, svg_file: Path | None,
 
     if len(files) > 2:
         raise click.UsageError(f"{len(files)} files given; one is shown, or two side by side")
+    _check_distinct(files, html_file, svg_file, json_file)
     try:
         documents = [report.read(file) for file in files]
         document = documents[0] if len(files) == 1 else report.before_after(*documents)

@@ -121,7 +121,7 @@ def picture(document: dict[str, Any]) -> str:
         return standalone(change_chart(document))
     samples = document.get("profile", {}).get("samples")
     if samples is None or not samples["rss"]:
-        raise ValueError(f"a document of `agentmem {document['command']}` given that has no chart")
+        raise ValueError(f"a document of `agentmem {document['command']}` has no chart; profiles and sweeps have")
     return standalone(memory_chart(document["profile"]))
 
 

@@ -154,7 +154,8 @@ def tradeoff_summary(found: TradeOff) -> str:
         f"({figure(ours.fastest)} to {figure(ours.slowest)}), L1 error {error(ours.largest_l1 or 0)}, "
         "no decision changed.",
         f"Chosen from the front (*): no decision changed, L1 up to {L1_MOST:.0e}, up to {TIME_MOST:.0f}x the time of "
-        f"the fastest such; of those within {BYTES_ALIKE - 1:.0%} of the fewest bytes, the most exact.",
+        f"the fastest such; of those within {BYTES_ALIKE - 1:.0%} of the fewest bytes the most exact, and of these "
+        "none that is clearly slower than another.",
     ]
     rivals = [it for it in found.measurements if it.configuration.filter in _RIVALS and it != ours]
     nearest = {it.configuration.filter: it for it in reversed(rivals)}  # the first of each kind

@@ -115,15 +115,18 @@ class TradeOff:
         """Of the front's that are as good as exact and not slow, the fewest bytes; of about equal ones the most exact.
 
         As good as exact is: no decision changed, and L1 up to `L1_MOST`. Not slow: up to `TIME_MOST` times the fastest
-        of these. About equal: up to `BYTES_ALIKE` times the fewest bytes. Where more than one is left, it is the
-        smaller, then the first. So times, which differ from run to run, only tell the slow ones.
+        of these. About equal: up to `BYTES_ALIKE` times the fewest bytes. Where more than one is left, none is taken
+        that is clearly slower than another, then the smaller, then the first. So times, which differ from run to run,
+        only tell the slow ones.
         """
         good = [it for it in self.front if not it.decisions_changed and it.error <= L1_MOST]
         fastest = min(it.microseconds_per_update for it in good)
         quick = [it for it in good if it.microseconds_per_update <= TIME_MOST * fastest]
         fewest = min(it.belief_bytes_median for it in quick)
         small = [it for it in quick if it.belief_bytes_median <= BYTES_ALIKE * fewest]
-        return min(small, key=lambda it: (it.error, it.belief_bytes_median))
+        exact = [it for it in small if it.error == min(other.error for other in small)]
+        fast = [it for it in exact if not any(other.is_less(it)[1] for other in exact)]
+        return min(fast, key=lambda it: it.belief_bytes_median)
 
 
 def beats(one: Measurement, other: Measurement) -> bool:

@@ -14,7 +14,7 @@ from agentmem.profiler import charts
 from agentmem.profiler.live import shortened
 from agentmem.profiler.reconcile import SIGHTS
 from agentmem.profiler.report import Document
-from agentmem.profiler.text import amount, parts
+from agentmem.profiler.text import amount, fullest, holder, parts
 
 TEMPLATE = "report.html.j2"
 MOST_ROWS = 40
@@ -47,12 +47,15 @@ def to_html(document: Document) -> str:
     kind = "sweep" if document.get("sweep") else document["command"]
     if kind not in ("profile", "sweep", "report"):
         raise ValueError(f"a document of `agentmem {kind}` has no page; profiles, sweeps and comparisons of two have")
+    full = fullest(document["profile"]) if kind == "profile" else None
     page: str = _template().render(
         document=document,
         kind=kind,
         title=_title(document, kind),
         profile=document["profile"] if kind == "profile" else None,
-        parts=parts(document["profile"]["snapshots"][-1]) if document.get("profile", {}).get("snapshots") else [],
+        full=full,
+        parts=[] if full is None or full["agents"] is None else parts(full),
+        holder=None if full is None or full["agents"] is None else holder(full),
         sights=[asdict(sight) for sight in SIGHTS],
         changes=_grouped(document.get("changes", ())),
         charts=charts,

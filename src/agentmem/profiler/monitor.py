@@ -13,7 +13,7 @@ import platform
 import time
 import tracemalloc
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from operator import index
 from typing import Self
@@ -36,6 +36,7 @@ from agentmem.profiler.sampler import Sampler
 from agentmem.profiler.trend import detect_trend
 
 MOST_SNAPSHOTS = 100  # that are kept, the latest; a caller has the others
+MOST_FRAMES = 100     # of an allocation
 
 
 class Profiler:
@@ -94,6 +95,12 @@ class Profiler:
         self._zero = time.perf_counter()
         if index(capacity) < 1:
             raise ValueError(f"capacity={capacity} given; expected at least 1")
+        if not 0 <= index(lines) <= MOST_FRAMES:
+            raise ValueError(f"lines={lines} given; expected 0 to {MOST_FRAMES} frames")
+        if isinstance(agents, str | bytes) or not (agents is None or isinstance(agents, Iterable)):
+            raise TypeError(f"agents of type {type(agents).__name__} given; expected a mapping or another collection")
+        if not (interval is None or isinstance(interval, int | float)):
+            raise TypeError(f"interval={interval!r} given; expected seconds, or None")
         self._agents, self._types = agents, types
         self._sampler = (
             None if interval is None else Sampler(interval, agents, capacity=capacity, zero=self._zero)
@@ -115,10 +122,14 @@ class Profiler:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End what this profiler began: the thread, after a last sample, and the tracing. What was seen stays."""
+    def end_samples(self) -> None:
+        """Take a last sample, and no more; tracing goes on."""
         if self._sampler is not None:
             self._sampler.stop()
+
+    def close(self) -> None:
+        """End what this profiler began: the thread, after a last sample, and the tracing. What was seen stays."""
+        self.end_samples()
         if self._traces:
             self._traces = False
             tracemalloc.stop()
@@ -130,6 +141,7 @@ class Profiler:
 
         `types` as for the profiler; None: as that was told.
         """
+        _check_text(label)
         taken = snapshot.take(label, self._agents, types=self._types if types is None else types, zero=self._zero)
         self._snapshots.append(taken)
         self._events.append(Event(taken.at, label or f"snapshot {len(self._snapshots)}"))
@@ -168,6 +180,7 @@ class Profiler:
 
     def profile_operation(self, name: str) -> Operation:
         """What is done under this name, to be measured: ``with`` it, or as a decorator. The same for the same name."""
+        _check_text(name)
         return self._operations.setdefault(name, Operation(name))
 
     @property
@@ -177,7 +190,8 @@ class Profiler:
 
     def mark(self, text: str) -> None:
         """Put a mark into the chart of memory over time."""
-        self._events.append(Event(time.perf_counter() - self._zero, text))
+        _check_text(text)
+        self._events.append(Event(self.seconds, text))
 
     def growth(self, n_samples: int) -> growth.Growth:
         """A recorder of where memory is, for one verdict per line and part of an agent: see `Growth`."""
@@ -188,6 +202,11 @@ class Profiler:
         """Whether building, running and dropping something returns to where it was: see `growth.check_cycle`."""
         return growth.check_cycle(run, cycles=cycles, allowed=allowed)
 
+    @property
+    def seconds(self) -> float:
+        """Since this profiler was made."""
+        return time.perf_counter() - self._zero
+
     # ---- all of it
 
     def profile(self, command: str = "", *, ended: str = "still running", notes: tuple[str, ...] = ()) -> Profile:
@@ -196,7 +215,7 @@ class Profiler:
         return Profile(
             command=command,
             started=self._started.isoformat(timespec="seconds"),
-            duration=time.perf_counter() - self._zero,
+            duration=self.seconds,
             ended=ended,
             is_whole=ended != "still running",
             python=platform.python_version(),
@@ -212,7 +231,7 @@ class Profiler:
         )
 
     def _trends(self) -> tuple[Trend, ...]:
-        """Of each series that was sampled from one end to the other."""
+        """Of each series, as far as it was sampled."""
         samples = self.samples
         if samples is None:
             return ()
@@ -220,6 +239,11 @@ class Profiler:
         found = []
         for name, values in series.items():
             known = [value for value in values if value is not None]
-            if len(known) == len(samples.seconds):
+            if known:
                 found.append(detect_trend(known, name=name, minimum_slope=growth.LEAST))
         return tuple(found)
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} given; expected a text")

@@ -62,7 +62,7 @@ class Sampler:
     def start(self) -> None:
         """Begin. RuntimeError if it has."""
         if self._thread is not None:
-            raise RuntimeError("the sampler has begun already")
+            raise RuntimeError("the sampler has begun already; a profiler samples once: make another")
         self._thread = threading.Thread(target=self._run, name="agentmem-sampler", daemon=True)
         self._thread.start()
 
@@ -89,8 +89,9 @@ class Sampler:
 
     def _sample(self) -> None:
         traced = tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else UNKNOWN
-        agents = UNKNOWN if self._turns is None else self._turns.next()
-        row = np.array((time.perf_counter() - self._zero, rss(), traced, agents), SAMPLE)
+        agents = None if self._turns is None else self._turns.next()
+        known = UNKNOWN if agents is None else agents
+        row = np.array((time.perf_counter() - self._zero, rss(), traced, known), SAMPLE)
         with self._lock:
             self._ring.append(row)
 
@@ -129,8 +130,11 @@ class Turns:
         self._own: dict[str, int] = {}            # bytes that only this agent holds
         self._shared, self._shared_bytes = Walk(), 0
 
-    def next(self) -> int:
-        """Bytes of all agents, shared ones once, the others than those whose turn it is as they were last."""
+    def next(self) -> int | None:
+        """Bytes of all agents, shared ones once, the others than those whose turn it is as they were last.
+
+        None where it is nobody's turn.
+        """
         self._for_all += self._seconds / 2
         self._for_some += self._seconds / 2
         try:
@@ -139,8 +143,10 @@ class Turns:
                 self._for_all = 0.0
             elif (n := int(self._for_some * len(self._own) / self._look_at_all)) > 0:
                 self._for_some -= self._look(self._at, self._at + n)
+            else:
+                return None
         except RuntimeError:  # another thread changes the collection of agents
-            pass
+            return None
         return sum(self._own.values()) + self._shared_bytes
 
     def _look(self, first: int, last: int | None) -> float:

@@ -29,9 +29,10 @@ from agentmem.profiler.monitor import Profiler
 from agentmem.profiler.records import Profile
 from agentmem.profiler.report import Document, from_json, to_json
 
-EVERY = 1.0    # seconds between two states
-LOOK = 5.0     # seconds between two snapshots
-PATIENCE = 50  # times what a state or snapshot takes pass at least until the next one
+EVERY = 0.2       # seconds between two states
+FIRST_LOOK = 0.4  # seconds between two snapshots, and
+LOOK = 5.0        # when it has run for a while
+PATIENCE = 20     # times what a state or snapshot takes pass at least until the next one
 FINISHED = "finished"
 
 
@@ -52,7 +53,7 @@ class Run:
         Where its output and errors go, instead of to those of this process.
     """
 
-    __slots__ = ("_directory", "_state", "command", "process")
+    __slots__ = ("_began", "_directory", "_state", "command", "process")
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class Run:
         self.command = shlex.join([str(script), *arguments])
         code = "from agentmem.profiler.script import _child; _child()"
         options = [str(self._state), str(interval), str(lines), str(script)]
+        self._began = time.monotonic()
         command = [sys.executable, "-P", "-c", code, *options, *arguments]
         self.process = subprocess.Popen(command, stdout=output, stderr=output and subprocess.STDOUT)
 
@@ -106,15 +108,16 @@ class Run:
                 continue  # the script got it too, from the terminal
         profile = self.seen
         if profile is None:
-            profile = Profiler().profile(notes=("nothing was seen: the script ended within a second, unprepared",))
+            profile = Profiler().profile(notes=("nothing was seen: the process ended before the script began",))
         if not profile.is_whole:  # it had no time for a last state
-            profile = replace(profile, ended=_ending(code))
+            profile = replace(profile, ended=ending(code), duration=time.monotonic() - self._began)
         return replace(profile, command=self.command)
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """What a process's exit code, as `subprocess` gives it, says of its end."""
     if code >= 0:
-        return f"exited with {code}, at once"
+        return f"exited with {code}"
     try:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
@@ -129,16 +132,22 @@ def _child() -> None:
     main = _main_module(script)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))
-    profiler = Profiler({Path(script).name: main.__dict__}, interval=float(interval), lines=int(lines))
+    variables = {f"variables of {Path(script).name}": main.__dict__}
+    profiler = Profiler(variables, interval=float(interval), lines=int(lines))
     states = _States(profiler, Path(state))
     process = os.getpid()
     with profiler:
         rss = profiler.snapshot("before the script").process.rss
-        states.notes = (f"{in_units(rss)} were resident before the script: Python, NumPy and this profiler",)
+        states.notes = (
+            f"{in_units(rss)} were resident before the script: Python, NumPy and this profiler",
+            "of variables the script's own are seen, not those inside functions that run",
+        )
         states.start()
         ended, code = _run(main, script)
         if os.getpid() == process:  # not a fork that came back here
             states.stop()
+            profiler.end_samples()  # what comes now is the profiler's
+            states.duration = profiler.seconds
             profiler.snapshot("end", types=find_spec("pympler") is not None)
     if os.getpid() == process:
         states.write(ended)
@@ -177,11 +186,12 @@ def _run(main: ModuleType, script: str) -> tuple[str, int]:
 class _States:
     """A thread that writes what a profiler has seen, so that little is lost if the process is killed."""
 
-    __slots__ = ("_path", "_profiler", "_stop", "_thread", "notes")
+    __slots__ = ("_path", "_profiler", "_stop", "_thread", "duration", "notes")
 
     def __init__(self, profiler: Profiler, path: Path) -> None:
         self._profiler, self._path = profiler, path
         self.notes: tuple[str, ...] = ()
+        self.duration: float | None = None  # of the script, when it has ended
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._go_on, name="agentmem-states", daemon=True)
 
@@ -195,15 +205,18 @@ class _States:
 
     def write(self, ended: str) -> None:
         unfinished = self._path.with_suffix(".new")
-        unfinished.write_text(json.dumps(to_json(self._profiler.profile(ended=ended, notes=self.notes))))
+        profile = self._profiler.profile(ended=ended, notes=self.notes)
+        if self.duration is not None:
+            profile = replace(profile, duration=self.duration)
+        unfinished.write_text(json.dumps(to_json(profile)))
         unfinished.replace(self._path)
 
     def _go_on(self) -> None:
-        pause, looked, cost = EVERY, time.monotonic(), 0.0
+        pause, look, looked, cost = EVERY, FIRST_LOOK, time.monotonic(), 0.0
         while not self._stop.wait(pause):
             began = time.monotonic()
-            if began - looked > max(LOOK, PATIENCE * cost):
+            if began - looked > max(look, PATIENCE * cost):
                 cost = self._profiler.snapshot("while it runs").seconds
-                looked = began
+                look, looked = min(2 * look, LOOK), began
             self.write("still running")
             pause = max(EVERY, PATIENCE * (time.monotonic() - began))

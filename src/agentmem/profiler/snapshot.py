@@ -30,16 +30,18 @@ from agentmem.profiler.records import (
 
 MOST = 200  # lines and types that are kept, of thousands: those that hold most
 MOST_CHANGES = 50
-LOOKING = os.path.dirname(__file__) + os.sep, tracemalloc.__file__  # is not what is looked for
+HERE = os.path.dirname(__file__) + os.sep
+LOOKING = HERE, tracemalloc.__file__  # is not what is looked for
+RUNNING = tuple(HERE + name for name in ("script.py", "operations.py", "growth.py", "monitor.py"))  # what others wrote
 
 
 def take(label: str, agents: Agents | None, *, types: bool, zero: float) -> Snapshot:
     """Measure now; `zero` is when the clock began. Lines if tracemalloc is tracing, agents and types if asked for."""
     began, before = time.perf_counter(), tracemalloc.get_traced_memory()[0]
+    process, collector = process_memory(), garbage_collector()  # before what takes memory itself
     traced = traced_lines() if tracemalloc.is_tracing() else None
     found = None if agents is None else holdings(named(agents))
     used = type_uses() if types else None
-    process, collector = process_memory(), garbage_collector()
     return Snapshot(
         label=label,
         at=began - zero,
@@ -64,9 +66,17 @@ def traced_lines(most: int | None = MOST) -> Traced:
     lines = (
         Line(" < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(one.traceback)), one.size, one.count)
         for one in found
-        if not any(frame.filename.startswith(LOOKING) for frame in one.traceback)
+        if not _is_ours(one.traceback)
     )
     return Traced(nbytes, peak, tuple(islice(lines, most)))
+
+
+def _is_ours(traceback: tracemalloc.Traceback) -> bool:
+    """Whether a profiler allocated it: its own code did, or what that called, but not what it runs for others."""
+    *callers, allocates = (frame.filename for frame in traceback)
+    return allocates.startswith(LOOKING) or any(
+        name.startswith(LOOKING) and not name.startswith(RUNNING) for name in callers
+    )
 
 
 def type_uses() -> tuple[TypeUse, ...]:
@@ -140,8 +150,8 @@ def hotspots(snapshot: Snapshot, share: float = 0.05) -> tuple[Hotspot, ...]:
     Of lines that is all that tracemalloc traced, of types the bytes of those that were kept, of agents, their parts and
     what they share the bytes of all of these.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share={share} given; expected a number above 0, at most 1")
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ValueError(f"share={share} given; expected a number above 0 and at most 1")
     return tuple(sorted(_hotspots(snapshot, share), key=lambda spot: (-spot.share, spot.kind, spot.name)))
 
 

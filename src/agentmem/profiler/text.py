@@ -34,9 +34,15 @@ def to_text(document: Document) -> RenderableType:
 
 
 def in_a_line(document: Document) -> str:
-    """The most a profile's process had resident, and for how long it ran."""
+    """The most a profile's process had resident, for how long it ran, its largest variables, and what grows."""
     profile = document["profile"]
-    return f"peak RSS {amount(_peak(profile), 'bytes')}, {figure(profile['duration'])} s"
+    said = f"peak RSS {amount(_peak(profile), 'bytes')}, {figure(profile['duration'])} s"
+    full = fullest(profile)
+    if full is not None and full["agents"]:
+        largest = ", ".join(f"{name} {in_units(nbytes)}" for name, nbytes in parts(full)[:3] if nbytes >= 2**20)
+        said += f"; largest {largest}" if largest else ""
+    growing = [one["name"] for one in profile["trends"] if one["verdict"] == "growing"]
+    return said + (f"; growing: {', '.join(growing)}" if growing else "")
 
 
 def amount(value: float | None, unit: str) -> str:
@@ -62,10 +68,9 @@ def _profile(profile: dict[str, Any]) -> Iterator[RenderableType]:
     yield Text(f"{profile['started']}, {figure(profile['duration'])} s, Python {profile['python']}")
     yield Text()
     yield from _memory(profile)
-    last = profile["snapshots"][-1] if profile["snapshots"] else None
-    if last is not None:
-        yield from _held(last)
-        yield from _lines_and_types(last)
+    if (full := fullest(profile)) is not None:
+        yield from _held(full)
+        yield from _lines_and_types(full, profile["snapshots"][-1])
     for title, heads, rows in (_hotspots(profile), _operations(profile), _trends(profile), _reconciled(profile)):
         if rows:
             yield _table(title, heads, rows)
@@ -73,6 +78,12 @@ def _profile(profile: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 Rows = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # with a title, and heads of the columns
+
+
+def holder(taken: dict[str, Any]) -> str:
+    """Whose parts are in a snapshot: its only agent, or how many there are."""
+    agents = taken["agents"]
+    return str(agents[0]["name"]) if len(agents) == 1 else f"{len(agents):,} agents"
 
 
 def _hotspots(profile: dict[str, Any]) -> Rows:
@@ -143,18 +154,29 @@ def _held(taken: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text("\nwhat is held: no agents were registered")
         return
     rows = [(name, in_units(nbytes)) for name, nbytes in parts(taken)[:MOST]]
-    n_agents = len(taken["agents"])
-    yield _table(f"what {n_agents:,} agent{'s' * (n_agents != 1)} held, at {taken['label']!r}", ("", ""), rows)
+    yield _table(f"what {holder(taken)} held, at {taken['label']!r}", ("", ""), rows)
+
+
+def fullest(profile: dict[str, Any]) -> dict[str, Any] | None:
+    """The snapshot in which most was held, as far as they tell; of equal ones the last."""
+
+    def held(taken: dict[str, Any]) -> int:
+        if taken["traced"] is not None:
+            return int(taken["traced"]["nbytes"])
+        return int(sum((taken["parts"] or {}).values()) + sum(part["nbytes"] for part in taken["shared"] or ()))
+
+    full: dict[str, Any] | None = max(reversed(profile["snapshots"]), key=held, default=None)
+    return full
 
 
 def parts(taken: dict[str, Any]) -> list[tuple[str, int]]:
     """What the agents of a snapshot held, by part, all agents together and shared parts once; the largest first."""
-    rows = [*(taken["parts"] or {}).items()]
+    rows = [(name, nbytes) for name, nbytes in (taken["parts"] or {}).items() if not name.startswith("__")]
     rows += [(f"{part['name']}, shared by {part['holders']}", part["nbytes"]) for part in taken["shared"] or ()]
     return sorted(rows, key=lambda row: (-row[1], row[0]))
 
 
-def _lines_and_types(taken: dict[str, Any]) -> Iterator[RenderableType]:
+def _lines_and_types(taken: dict[str, Any], last: dict[str, Any]) -> Iterator[RenderableType]:
     from rich.text import Text
 
     if taken["traced"] is None:
@@ -163,11 +185,11 @@ def _lines_and_types(taken: dict[str, Any]) -> Iterator[RenderableType]:
         lines = taken["traced"]["lines"][:MOST]
         rows = [(_tail(one["where"]), in_units(one["nbytes"]), f"{one['count']:,}") for one in lines]
         yield _table("lines that hold most", ("", "", "blocks"), rows)
-    if taken["types"] is None:
+    if last["types"] is None:
         yield Text("\ntypes of objects: not counted")
     else:
-        rows = [(one["name"], in_units(one["nbytes"]), f"{one['count']:,}") for one in taken["types"][:MOST]]
-        yield _table("types that take most", ("", "", "objects"), rows)
+        rows = [(one["name"], in_units(one["nbytes"]), f"{one['count']:,}") for one in last["types"][:MOST]]
+        yield _table(f"types that take most, at {last['label']!r}", ("", "", "objects"), rows)
 
 
 def _looks(looks: list[dict[str, Any]]) -> Iterator[RenderableType]:

@@ -33,6 +33,7 @@ class Look:
     pid: int
     command: str
     seconds: float
+    began: str  # ticks of the machine: what tells it from a later one of its number
     rss: int
     peak_rss: int
     parts: dict[str, int]  # of `rss`: anonymous memory, files, shared memory; and swap beside it
@@ -73,6 +74,7 @@ def watch(pid: int, interval: float) -> Iterator[Look]:
             pid=pid,
             command=command,
             seconds=now - zero,
+            began=began_as,
             rss=status["VmRSS"],
             peak_rss=status.get("VmHWM", status["VmRSS"]),
             parts={
@@ -88,8 +90,16 @@ def watch(pid: int, interval: float) -> Iterator[Look]:
         time.sleep(max(0.0, due - time.monotonic()))
 
 
+def is_running(look: Look) -> bool:
+    """Whether the process of a look still runs."""
+    home = Path(f"/proc/{look.pid}")
+    try:
+        return _started(home) == look.began and "VmRSS" in _status(home)
+    except OSError:
+        return False
+
+
 def _started(home: Path) -> str:
-    """When the process began, in ticks of the machine: what tells it from a later one of its number."""
     return (home / "stat").read_text().rpartition(")")[2].split()[19]
 
 
