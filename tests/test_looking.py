@@ -51,7 +51,7 @@ def written(tmp_path):
 def test_profile_writes_two_reports(script, tmp_path):
     path = script("import sys\nkept = ['x' * 1000] * 3 + [str(k) for k in range(9)]\nprint(sys.argv[1:])")
     ran = typed("profile", "--interval", "0.05", "--lines", "1", path, "--steps", "3", "-v", cwd=tmp_path)
-    assert (ran.returncode, ran.stdout) == (0, "['--steps', '3', '-v']\n")
+    assert (ran.returncode, ran.stdout) == (0, "['--steps', '3', '-v']\n"), ran.stderr
     assert "it.py --steps 3 -v finished: peak RSS" in ran.stderr
     assert "written to report.html and report.json" in ran.stderr
     profile = report.from_json(report.read(tmp_path / "report.json"))
@@ -123,7 +123,7 @@ def test_watch_shows_a_process_until_it_ends(tmp_path):
 def test_watch_runs_a_script(script, tmp_path):
     path = script("import sys, time\ntime.sleep(1)\nprint('done', sys.argv[1:], flush=True)\nsys.exit(4)")
     ran = typed("watch", "--interval", "0.1", path, "--a", cwd=tmp_path)
-    assert ran.returncode == 4
+    assert ran.returncode == 4, ran.stderr
     assert "done ['--a']" in ran.stdout and "RSS" in ran.stdout and "it.py --a exited with 4, after" in ran.stderr
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -129,6 +130,44 @@ def test_turns_come_to_the_truth():
     assert abs(settled(turns) - total_of(robots)) < 400  # what those that are gone shared with nobody
 
 
+def test_samples_go_on_when_a_look_fails():
+    class Hostile:
+        def __sizeof__(self):
+            raise ValueError("no")
+
+    robots = [{"x": [1]}, {"x": [2]}]
+    with Profiler(robots, interval=0.005) as profiler:
+        wait_for(lambda: len(profiler.samples.seconds) >= 3)
+        robots[0]["y"] = Hostile()
+        wait_for(lambda: profiler._sampler.failures)
+        n = len(profiler.samples.seconds)
+        wait_for(lambda: len(profiler.samples.seconds) > n + 3)
+        assert [note for note in profiler.profile().notes if "failed: ValueError" in note]
+
+
+def test_nothing_is_kept_alive_after_the_end():
+    class Table:
+        pass
+
+    table = Table()
+    gone = weakref.ref(table)
+    with Profiler([{"t": table}, {"t": table}], interval=0.01) as profiler:
+        wait_for(lambda: len(profiler.samples.seconds) >= 2)
+    profiler._agents = None
+    del table
+    gc.collect()
+    assert gone() is None
+
+
+def test_too_many_objects_are_not_looked_at():
+    profiler = Profiler([list(map(str, range(1_000)))], interval=0.01, most_objects=500)
+    with profiler:
+        assert profiler.snapshot().agents is None
+        wait_for(lambda: len(profiler.samples.seconds) >= 3)
+    assert set(profiler.samples.agents) == {None}
+    assert Profiler([list(map(str, range(1_000)))], most_objects=5_000).snapshot().agents is not None
+
+
 def test_turns_keep_nothing_alive_that_is_gone():
     robots = {f"r{k}": {"x": np.zeros(10)} for k in range(6)}
     turns = Turns(robots, seconds=1.0)
@@ -249,6 +288,7 @@ def test_an_interval_is_refused_that_is_none(interval):
         ({"lines": 101}, ValueError),
         ({"lines": 1.5}, TypeError),
         ({"agents": 5}, TypeError),
+        ({"agents": iter([[1], [2]])}, TypeError),
         ({"agents": "robots"}, TypeError),
         ({"interval": "1"}, TypeError),
     ],

@@ -63,7 +63,8 @@ def test_a_name_within_itself(tracing):
         return len(block) + (down(n - 1) if n else 0)
 
     assert down(3) == 4 * MIB
-    assert operation.record.calls == 4
+    record = operation.record
+    assert record.calls == 4 and record.seconds == record.longest  # the outer ones have the inner ones in them
     assert near(operation.record.peak, 4 * MIB)
 
 
@@ -187,6 +188,20 @@ def test_a_coroutine_counts_while_it_runs(tracing):
     record = operation.record
     assert record.calls == 2 and record.seconds < 0.2
     assert near(record.peak, 2 * MIB, 0.05)
+
+
+def test_blocks_of_tasks_are_their_own():
+    operation = Operation("c")
+
+    async def work(seconds):
+        with operation:
+            await asyncio.sleep(seconds)
+
+    async def main():
+        await asyncio.gather(work(0.2), work(0.05))
+
+    asyncio.run(main())
+    assert operation.record.calls == 2 and 0.2 <= operation.record.longest < 0.25
 
 
 def test_a_coroutine_is_cancelled_and_fails_as_it_would():

@@ -143,6 +143,51 @@ def test_threads_are_waited_for(profiled):
     assert output == "late\n" and held(profile)["late"] > 8_000
 
 
+def test_idle_workers_of_an_executor_are_told_to_go(profiled):
+    profile, code, output, _ = profiled(
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "workers = ThreadPoolExecutor(2)\nprint(workers.submit(lambda: 1).result())"
+    )
+    assert (code, output, profile.ended) == (0, "1\n", "finished")
+
+
+def test_threads_are_waited_for_after_an_exit(profiled):
+    profile, code, _, _ = profiled(
+        "import sys, threading, time\nkept = []\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), kept.extend([0] * 1000))).start()\nsys.exit(3)"
+    )
+    assert code == 3 and held(profile)["kept"] > 8_000
+
+
+def test_annotations_are_what_they_are_alone(profiled):
+    _, code, output, _ = profiled("def f(x: int): ...\nprint(f.__annotations__)")
+    assert (code, output) == (0, "{'x': <class 'int'>}\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "ended"),
+    [
+        ("class E(Exception):\n    def __str__(self): raise ValueError\nraise E", 1, "raised E: (its text raises"),
+        ("import sys; sys.exit(0.0)", 1, "exited with 1"),
+        ("import sys\ndef hook(*_): raise ValueError\nsys.excepthook = hook\nraise KeyError", 1, "raised KeyError"),
+        ("class Hostile:\n    def __sizeof__(self): raise ValueError\nkept = Hostile()", 0, "finished"),
+        ("class Hostile:\n    def __str__(self): raise ValueError\nglobals()[Hostile()] = 1", 0, "finished"),
+    ],
+)
+def test_hostile_objects_do_not_make_a_script_fail(profiled, source, code, ended):
+    profile, found, _, errors = profiled(source)
+    assert found == code and profile.ended.startswith(ended) and profile.is_whole
+    assert "profiler/" not in errors
+    if "Hostile" in source:
+        assert [note for note in profile.notes if "failed" in note]
+
+
+def test_many_variables_are_not_looked_at(profiled):
+    profile, _, _, _ = profiled("kept = [str(k) for k in range(400_000)]")
+    assert profile.snapshots[-1].agents is None and profile.snapshots[0].agents is not None
+    assert max(profile.samples.rss) < 150 * MIB
+
+
 def test_a_fork_does_not_report(profiled):
     profile, code, output, _ = profiled(
         "import os, sys\nchild = os.fork()\nif child: os.waitpid(child, 0)\n"

@@ -71,6 +71,14 @@ def test_a_process_that_ended_unwaited_for_is_over(other):
     assert len(list(looks)) <= 1
 
 
+def test_a_process_without_memory_is_refused(other):
+    other.kill()
+    while "Z" not in open(f"/proc/{other.pid}/stat").read().rpartition(")")[2].split()[0]:  # noqa: SIM115
+        time.sleep(0.01)
+    with pytest.raises(ProcessLookupError, match="no memory of its own"):
+        next(watch(other.pid, 0.1))
+
+
 def test_there_may_be_no_such_process(other):
     other.kill()
     other.wait()

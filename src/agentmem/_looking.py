@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -122,6 +124,7 @@ def profile(
     from agentmem.profiler.html import check_installed, to_html
 
     check_installed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the script ends with it
     _check_distinct([file], html_file, json_file, svg_file)
     with script.Run(file, arguments, interval=interval, lines=lines) as run:
         seen = run.wait()
@@ -169,7 +172,7 @@ def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: P
             raise click.ClickException(str(error)) from None
         name, code = f"process {target}", 0
         is_over = not watching.is_running(looks[-1]) if looks else True
-    elif Path(target).is_file():
+    elif os.path.isfile(target):
         name, code = _follow_script(Path(target), arguments, interval, looks)
         is_over = True
     else:
@@ -199,8 +202,14 @@ def _follow(
                 click.echo(live.line(look))
                 continue
             seen = None if run is None else run.seen
-            said = [] if output is None else output.read_text(errors="replace").splitlines()[-LAST_LINES:]
+            said = [] if output is None else _last_lines(output)
             shown.update(live.page(looks, seen, said), refresh=True)
+
+
+def _last_lines(output: Path) -> list[str]:
+    with output.open("rb") as file:
+        file.seek(max(0, output.stat().st_size - 65_536))
+        return file.read().decode(errors="replace").splitlines()[-LAST_LINES:]
 
 
 def _follow_script(

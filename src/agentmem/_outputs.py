@@ -54,12 +54,12 @@ def _unfinished(path: Path) -> Path:
 
 def _write_atomically(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():  # /dev/stdout or a pipe must not be replaced
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return
     path = path.resolve()
     unfinished = _unfinished(path)
     try:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

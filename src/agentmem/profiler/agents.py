@@ -40,12 +40,18 @@ def named(agents: Agents, first: int = 0, last: int | None = None) -> list[tuple
     return [(f"agent[{i}]", agent) for i, agent in enumerate(some, first)]
 
 
-def holdings(given: Sequence[tuple[str, object]], shared_before: Walk | None = None) -> Holdings:
+class TooManyObjects(Exception):
+    """More than were to be looked at."""
+
+
+def holdings(
+    given: Sequence[tuple[str, object]], shared_before: Walk | None = None, *, most: int | None = None
+) -> Holdings:
     """Count what agents with names hold, each object once. About 2 us per object.
 
     What one agent alone leads to is its own. What a second one reaches as well is shared, with all that it leads to,
     under the name of the part in which the first has it. Bytes are those of `agentmem.footprint`. What `shared_before`
-    has met counts no more; it will have met what is found to be shared.
+    has met counts no more; it will have met what is found to be shared. Raises TooManyObjects beyond `most` of them.
     """
     met: dict[int, int] = {}  # by id of what is alive, its place in these: first agent, part, bytes
     firsts, in_parts, sizes = list[int](), list[str](), list[int]()  # no tuples, for the collector
@@ -69,6 +75,8 @@ def holdings(given: Sequence[tuple[str, object]], shared_before: Walk | None = N
     walk = Walk(met_again=met_again, besides=shared_before)
     for now, (_, agent) in enumerate(given):
         for item, part, nbytes in walk.over(agent):
+            if most is not None and len(firsts) >= most:
+                raise TooManyObjects(f"over {most:,} objects")
             met[id(item)] = len(firsts)
             firsts.append(now)
             in_parts.append(part)

@@ -21,7 +21,7 @@ from agentmem.profiler.records import Cycle, Line, Trend
 from agentmem.profiler.snapshot import traced_lines
 from agentmem.profiler.trend import detect_trend
 
-LEAST = 32.0  # bytes a sample: slower growth is not worth a name
+LEAST = 48.0  # bytes a sample: slower growth is not worth a name
 LEAST_OBJECTS = 0.2  # a sample
 ALL_LINES = "traced bytes"
 WARM_UP = 3   # cycles that may leave something behind: caches, what is built when first used

@@ -164,7 +164,9 @@ def _of_agents(found: Holdings) -> Iterator[Any]:
     yield _gauge("agents", "Agents that are registered", None, {"": len(found.agents)})
     yield _gauge("agent_bytes", "Bytes that only this agent holds", "agent", own)
     yield _gauge("part_bytes", "Bytes that only one agent holds in parts of this name, of all agents", "part", parts)
-    shared = {part.name: part.nbytes for part in found.shared}
+    shared: Counter[str] = Counter()
+    for part in found.shared:
+        shared[part.name] += part.nbytes
     yield _gauge("shared_bytes", "Bytes that several agents hold, once", "part", shared)
     yield _gauge("mapped_bytes", "Of what agents hold: memory maps", None, {"": found.mapped})
 

@@ -13,14 +13,14 @@ import platform
 import time
 import tracemalloc
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from operator import index
 from typing import Self
 
 from agentmem.profiler import growth, records, snapshot
 from agentmem.profiler.agents import Agents
-from agentmem.profiler.operations import Operation
+from agentmem.profiler.operations import PEAKS, Operation
 from agentmem.profiler.reconcile import reconcile
 from agentmem.profiler.records import (
     Cycle,
@@ -55,6 +55,8 @@ class Profiler:
         Count objects by type at each snapshot, with pympler (extra `profile`): about 4 us an object.
     capacity : int
         Samples that are kept; the oldest go first.
+    most_objects : int, optional
+        Agents of more objects than that together are not looked at: a look takes 2 us and 200 bytes for each.
 
     Raises
     ------
@@ -80,8 +82,10 @@ class Profiler:
     ('map', 40112)
     """
 
-    __slots__ = ("_agents", "_events", "_operations", "_sampler", "_snapshots", "_started", "_traces", "_types",
-                 "_zero")  # fmt: skip
+    __slots__ = (
+        "_agents", "_events", "_most_objects", "_n_snapshots", "_operations", "_sampler", "_snapshots", "_started",
+        "_traces", "_types", "_zero",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -91,19 +95,25 @@ class Profiler:
         lines: int = 0,
         types: bool = False,
         capacity: int = 10_000,
+        most_objects: int | None = None,
     ) -> None:
         self._zero = time.perf_counter()
         if index(capacity) < 1:
             raise ValueError(f"capacity={capacity} given; expected at least 1")
         if not 0 <= index(lines) <= MOST_FRAMES:
             raise ValueError(f"lines={lines} given; expected 0 to {MOST_FRAMES} frames")
-        if isinstance(agents, str | bytes) or not (agents is None or isinstance(agents, Iterable)):
-            raise TypeError(f"agents of type {type(agents).__name__} given; expected a mapping or another collection")
+        is_collection = isinstance(agents, Iterable) and not isinstance(agents, str | bytes | Iterator)
+        if agents is not None and not is_collection:
+            given = type(agents).__name__
+            raise TypeError(f"agents of type {given} given; expected a mapping, a list or another collection")
         if not (interval is None or isinstance(interval, int | float)):
             raise TypeError(f"interval={interval!r} given; expected seconds, or None")
-        self._agents, self._types = agents, types
+        self._agents, self._types, self._most_objects = agents, types, most_objects
+        self._n_snapshots = 0
         self._sampler = (
-            None if interval is None else Sampler(interval, agents, capacity=capacity, zero=self._zero)
+            None
+            if interval is None
+            else Sampler(interval, agents, capacity=capacity, zero=self._zero, most_objects=most_objects)
         )
         self._started = datetime.now(UTC)
         self._snapshots: deque[Snapshot] = deque(maxlen=MOST_SNAPSHOTS)
@@ -133,6 +143,7 @@ class Profiler:
         if self._traces:
             self._traces = False
             tracemalloc.stop()
+            PEAKS.highest()  # which forgets
 
     # ---- at one moment
 
@@ -142,9 +153,11 @@ class Profiler:
         `types` as for the profiler; None: as that was told.
         """
         _check_text(label)
-        taken = snapshot.take(label, self._agents, types=self._types if types is None else types, zero=self._zero)
+        types = self._types if types is None else types
+        taken = snapshot.take(label, self._agents, types=types, zero=self._zero, most_objects=self._most_objects)
         self._snapshots.append(taken)
-        self._events.append(Event(taken.at, label or f"snapshot {len(self._snapshots)}"))
+        self._n_snapshots += 1
+        self._events.append(Event(taken.at, label or f"snapshot {self._n_snapshots}"))
         return taken
 
     @staticmethod
@@ -226,9 +239,19 @@ class Profiler:
             operations=self.operations,
             hotspots=() if latest is None else snapshot.hotspots(latest),
             trends=self._trends(),
-            reconciled=() if latest is None else reconcile(latest, self._agents),
-            notes=notes,
+            reconciled=() if latest is None else self._reconciled(latest),
+            notes=(*notes, *self._failures()),
         )
+
+    def _reconciled(self, latest: Snapshot) -> tuple[Reconciled, ...]:
+        try:
+            return reconcile(latest, self._agents if latest.agents else None)
+        except Exception:  # of an agent's own code
+            return reconcile(latest, None)
+
+    def _failures(self) -> list[str]:
+        failures = {} if self._sampler is None else self._sampler.failures
+        return [f"{n} looks at agents failed: {error}" for error, n in failures.items()]
 
     def _trends(self) -> tuple[Trend, ...]:
         """Of each series, as far as it was sampled."""

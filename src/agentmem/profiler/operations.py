@@ -16,6 +16,7 @@ import time
 import tracemalloc
 import types
 from collections.abc import Callable, Generator
+from contextvars import ContextVar
 from typing import Any, Literal, Self, TypeVar, cast
 
 from agentmem.profiler import records
@@ -49,25 +50,27 @@ class Operation:
     3
     """
 
-    __slots__ = ("_calls", "_largest", "_local", "_lock", "_longest", "_seconds", "name")
+    __slots__ = ("_blocks", "_calls", "_largest", "_lock", "_longest", "_seconds", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._lock = threading.Lock()
-        self._local = threading.local()  # the blocks of this name on each thread, outermost first
+        self._lock = threading.RLock()
+        # The blocks of this name that are open here, outermost first: each thread and each asyncio task has its own.
+        self._blocks: ContextVar[tuple[_Call, ...]] = ContextVar(f"blocks of {name}", default=())
         self._calls, self._seconds, self._longest = 0, 0.0, 0.0
         self._largest: _Call | None = None
 
     def __enter__(self) -> Self:
         call = _Call()
-        self._local.__dict__.setdefault("blocks", []).append(call)
+        self._blocks.set((*self._blocks.get(), call))
         call.resume()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        call = self._local.blocks.pop()
+        *outer, call = self._blocks.get()
+        self._blocks.set(tuple(outer))
         call.wait()
-        self._count(call)
+        self._count(call, is_inner=bool(outer))
 
     def __call__(self, work: F) -> F:
         """`work` with each of its calls measured."""
@@ -116,10 +119,10 @@ class Operation:
         finally:
             self._count(call)
 
-    def _count(self, call: _Call) -> None:
+    def _count(self, call: _Call, *, is_inner: bool = False) -> None:
         with self._lock:
             self._calls += 1
-            self._seconds += call.seconds
+            self._seconds += 0.0 if is_inner else call.seconds  # which the outer one has in its own
             self._longest = max(self._longest, call.seconds)
             largest = self._largest
             if largest is None or largest.measured != call.measured or call.peak > largest.peak:

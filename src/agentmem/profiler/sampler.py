@@ -15,7 +15,7 @@ import numpy as np
 
 from agentmem.footprint import Walk
 from agentmem.history import HistoryBuffer
-from agentmem.profiler.agents import Agents, holdings, named
+from agentmem.profiler.agents import Agents, TooManyObjects, holdings, named
 from agentmem.profiler.process import rss
 from agentmem.profiler.records import Samples
 
@@ -46,13 +46,16 @@ class Sampler:
     all to the next. One thread, which ends with the process; `samples` may be called from any.
     """
 
-    __slots__ = ("_cpu", "_interval", "_lock", "_overruns", "_ring", "_stop", "_thread", "_turns", "_zero")
+    __slots__ = ("_cpu", "_interval", "_lock", "_overruns", "_ring", "_stop", "_thread", "_turns", "_zero", "failures")
 
-    def __init__(self, interval: float, agents: Agents | None, *, capacity: int, zero: float) -> None:
+    def __init__(
+        self, interval: float, agents: Agents | None, *, capacity: int, zero: float, most_objects: int | None = None
+    ) -> None:
         if not (isfinite(interval) and interval >= 0.001):
             raise ValueError(f"interval={interval} given; expected seconds, at least 0.001")
         self._interval, self._zero = interval, zero
-        self._turns = None if agents is None else Turns(agents, SHARE * interval)
+        self._turns = None if agents is None else Turns(agents, SHARE * interval, most_objects)
+        self.failures: dict[str, int] = {}  # looks at agents that raised, by what
         self._ring = HistoryBuffer(capacity, dtype=SAMPLE)
         self._overruns, self._cpu = 0, 0.0
         self._lock = threading.Lock()
@@ -79,6 +82,7 @@ class Sampler:
             self._sample()
             self._cpu = time.thread_time()
             if is_last:
+                self._turns = None  # nothing of the agents is kept
                 return
             due += self._interval
             late = time.perf_counter() - due
@@ -89,7 +93,14 @@ class Sampler:
 
     def _sample(self) -> None:
         traced = tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else UNKNOWN
-        agents = None if self._turns is None else self._turns.next()
+        agents = None
+        try:
+            agents = None if self._turns is None else self._turns.next()
+        except Exception as error:  # of an agent's own code, or too many objects: the samples go on
+            said = type(error).__name__
+            self.failures[said] = self.failures.get(said, 0) + 1
+            if isinstance(error, TooManyObjects):
+                self._turns = None
         known = UNKNOWN if agents is None else agents
         row = np.array((time.perf_counter() - self._zero, rss(), traced, known), SAMPLE)
         with self._lock:
@@ -118,12 +129,12 @@ class Sampler:
 class Turns:
     """An estimate of what agents hold: now and then a look at all of them, in between at some, in turn."""
 
-    __slots__ = ("_agents", "_at", "_for_all", "_for_some", "_look_at_all", "_own", "_seconds", "_shared",
-                 "_shared_bytes")  # fmt: skip
+    __slots__ = ("_agents", "_at", "_for_all", "_for_some", "_look_at_all", "_most", "_own", "_seconds",
+                 "_shared", "_shared_bytes")  # fmt: skip
 
-    def __init__(self, agents: Agents, seconds: float) -> None:
+    def __init__(self, agents: Agents, seconds: float, most_objects: int | None = None) -> None:
         """`seconds` of a thread's time is what each look takes, on average over many; the first one is a gift."""
-        self._agents, self._seconds = agents, seconds
+        self._agents, self._seconds, self._most = agents, seconds, most_objects
         self._for_all, self._for_some = 0.0, 0.0  # seconds that were not needed yet
         self._look_at_all = 0.0                   # seconds that the last one took
         self._at = 0                              # whose turn it is
@@ -155,7 +166,7 @@ class Turns:
         given = named(self._agents, first, last)
         if last is None:  # who shares what, and who is still there, is seen at a look at all
             self._own, self._shared, self._shared_bytes = {}, Walk(), 0
-        found = holdings(given, self._shared)
+        found = holdings(given, self._shared, most=self._most)
         self._own |= {agent.name: agent.own for agent in found.agents}
         self._shared_bytes += sum(part.nbytes for part in found.shared)
         self._at = first + len(given) if len(given) == (last or 0) - first else 0

@@ -19,7 +19,7 @@ def check(document: object) -> None:
     >>> check({"schema": 1, "command": "watch", "looks": [{"pid": "7"}]})
     Traceback (most recent call last):
         ...
-    ValueError: looks[0]: 'command' expected
+    ValueError: looks[0]: 'began' expected
     """
     _check(document, _definitions()[f"document_{_kind(document)}"], "")
 

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,7 @@ EVERY = 0.2       # seconds between two states
 FIRST_LOOK = 0.4  # seconds between two snapshots, and
 LOOK = 5.0        # when it has run for a while
 PATIENCE = 20     # times what a state or snapshot takes pass at least until the next one
+MOST_OBJECTS = 300_000  # of variables, that are looked at: more would take the script's time and memory
 FINISHED = "finished"
 
 
@@ -90,7 +92,7 @@ class Run:
     def seen(self) -> Profile | None:
         """What was seen until the last state that was written; None before there is one."""
         try:
-            document: Document = json.loads(self._state.read_text())
+            document: Document = json.loads(self._state.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         return from_json(document)
@@ -133,7 +135,7 @@ def _child() -> None:
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))
     variables = {f"variables of {Path(script).name}": main.__dict__}
-    profiler = Profiler(variables, interval=float(interval), lines=int(lines))
+    profiler = Profiler(variables, interval=float(interval), lines=int(lines), most_objects=MOST_OBJECTS)
     states = _States(profiler, Path(state))
     process = os.getpid()
     with profiler:
@@ -148,7 +150,7 @@ def _child() -> None:
             states.stop()
             profiler.end_samples()  # what comes now is the profiler's
             states.duration = profiler.seconds
-            profiler.snapshot("end", types=find_spec("pympler") is not None)
+            states.look("end", types=find_spec("pympler") is not None)
     if os.getpid() == process:
         states.write(ended)
     sys.exit(code)
@@ -163,24 +165,39 @@ def _main_module(script: str) -> ModuleType:
 
 def _run(main: ModuleType, script: str) -> tuple[str, int]:
     """How the script ended, and its exit code."""
+    ended, code = FINISHED, 0
     try:
-        exec(compile(Path(script).read_bytes(), script, "exec"), main.__dict__)
-        for thread in threading.enumerate():
-            if not thread.daemon and thread is not threading.current_thread():
-                thread.join()
+        # Not under this file's `from __future__ import annotations`.
+        exec(compile(Path(script).read_bytes(), script, "exec", dont_inherit=True), main.__dict__)
     except SystemExit as end:
-        if end.code is None or end.code == 0:
-            return FINISHED, 0
-        if not isinstance(end.code, int):
-            print(end.code, file=sys.stderr)
-        code = end.code & 255 if isinstance(end.code, int) else 1
-        return f"exited with {code}", code
+        code = end.code & 255 if isinstance(end.code, int) else 0 if end.code is None else 1
+        if not isinstance(end.code, int | None):
+            print(_said(end.code), file=sys.stderr)
+        ended = f"exited with {code}" if code else FINISHED
     except BaseException as error:
         error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
-        sys.excepthook(type(error), error, error.__traceback__)
-        said = f"{type(error).__name__}: {error}".removesuffix(": ").splitlines()[0]
-        return f"raised {said}", 130 if isinstance(error, KeyboardInterrupt) else 1
-    return FINISHED, 0
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        with suppress(Exception):  # the script may have put another hook there
+            sys.excepthook(type(error), error, error.__traceback__)
+        ended = f"raised {type(error).__name__}: {_said(error)}".removesuffix(": ").splitlines()[0]
+    _wait_for_threads()
+    return ended, code
+
+
+def _said(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as error:
+        return f"(its text raises {type(error).__name__})"
+
+
+def _wait_for_threads() -> None:
+    """As Python does at its end: idle workers of executors are told to go, then threads are waited for."""
+    for hook in reversed(getattr(threading, "_threading_atexits", ())):
+        hook()
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()
 
 
 class _States:
@@ -203,20 +220,32 @@ class _States:
         self._stop.set()
         self._thread.join()
 
+    def look(self, label: str, *, types: bool = False) -> float:
+        """Take a snapshot, and return the seconds it took. What a script holds may raise when it is looked at."""
+        began = time.monotonic()
+        try:
+            self._profiler.snapshot(label, types=types)
+        except Exception as error:
+            note = f"a look at what the script holds failed: {type(error).__name__}"
+            self.notes = tuple(dict.fromkeys([*self.notes, note]))
+        return time.monotonic() - began
+
     def write(self, ended: str) -> None:
+        """Write what has been seen; without a place for it the script goes on."""
         unfinished = self._path.with_suffix(".new")
         profile = self._profiler.profile(ended=ended, notes=self.notes)
         if self.duration is not None:
             profile = replace(profile, duration=self.duration)
-        unfinished.write_text(json.dumps(to_json(profile)))
-        unfinished.replace(self._path)
+        with suppress(OSError):
+            unfinished.write_text(json.dumps(to_json(profile)), encoding="utf-8")
+            unfinished.replace(self._path)
 
     def _go_on(self) -> None:
         pause, look, looked, cost = EVERY, FIRST_LOOK, time.monotonic(), 0.0
         while not self._stop.wait(pause):
             began = time.monotonic()
             if began - looked > max(look, PATIENCE * cost):
-                cost = self._profiler.snapshot("while it runs").seconds
+                cost = self.look("while it runs")
                 look, looked = min(2 * look, LOOK), began
             self.write("still running")
             pause = max(EVERY, PATIENCE * (time.monotonic() - began))

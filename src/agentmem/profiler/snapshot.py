@@ -11,9 +11,10 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain, islice
 
-from agentmem.profiler.agents import Agents, holdings, named
+from agentmem.profiler.agents import Agents, TooManyObjects, holdings, named
 from agentmem.profiler.operations import PEAKS
 from agentmem.profiler.process import process_memory
 from agentmem.profiler.records import (
@@ -35,12 +36,20 @@ LOOKING = HERE, tracemalloc.__file__  # is not what is looked for
 RUNNING = tuple(HERE + name for name in ("script.py", "operations.py", "growth.py", "monitor.py"))  # what others wrote
 
 
-def take(label: str, agents: Agents | None, *, types: bool, zero: float) -> Snapshot:
-    """Measure now; `zero` is when the clock began. Lines if tracemalloc is tracing, agents and types if asked for."""
+def take(
+    label: str, agents: Agents | None, *, types: bool, zero: float, most_objects: int | None = None
+) -> Snapshot:
+    """Measure now; `zero` is when the clock began. Lines if tracemalloc is tracing, agents and types if asked for.
+
+    Agents of more than `most_objects` are not measured.
+    """
     began, before = time.perf_counter(), tracemalloc.get_traced_memory()[0]
     process, collector = process_memory(), garbage_collector()  # before what takes memory itself
     traced = traced_lines() if tracemalloc.is_tracing() else None
-    found = None if agents is None else holdings(named(agents))
+    found = None
+    if agents is not None:
+        with suppress(TooManyObjects):
+            found = holdings(named(agents), most=most_objects)
     used = type_uses() if types else None
     return Snapshot(
         label=label,

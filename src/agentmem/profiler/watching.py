@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,12 @@ def watch(pid: int, interval: float) -> Iterator[Look]:
     except FileNotFoundError:
         raise ProcessLookupError(f"there is no process {pid}") from None
     except PermissionError:
-        raise PermissionError(f"process {pid} belongs to another user, {home.owner()}: its memory is hidden") from None
+        user = f"number {home.stat().st_uid}"
+        with suppress(KeyError):  # a user without a name, as in containers
+            user = home.owner()
+        raise PermissionError(f"process {pid} belongs to another user, {user}: its memory is hidden") from None
+    if "VmRSS" not in _status(home):
+        raise ProcessLookupError(f"process {pid} has no memory of its own: it is one of the kernel's, or has ended")
     command = _command(home)
     zero = time.monotonic()
     growers: tuple[Grower, ...] = ()
