@@ -104,6 +104,18 @@ def test_the_whole_comes_first(tracing):
     assert not [trend for trend in growth.trends(least=1_000) if trend.verdict == "growing"]
 
 
+@pytest.mark.parametrize("kind", ["a list", "shared", "agents"])
+def test_what_grows_beside_parts_is_named(kind):
+    log = []
+    agents = {"a list": {"log": log}, "shared": [{"log": log, "k": [1]}, {"log": log, "k": [2]}], "agents": log}[kind]
+    growth = Growth(agents, n_samples=STEPS)
+    for step in range(STEPS):
+        log.append("x" * 100 + str(step))
+        growth.sample()
+    expected = {"a list": "log, in all", "shared": "shared agent[0].log", "agents": "all agents"}[kind]
+    assert [trend.name for trend in growth.trends()] == [expected]
+
+
 def test_too_few_samples_say_nothing():
     growth = Growth([Agent(0)], n_samples=10)
     for _ in range(10):

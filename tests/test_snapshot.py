@@ -61,7 +61,7 @@ def test_what_agents_share_is_told_apart():
     shared = {part.name: part for part in found.shared}
     assert shared.keys() == {"r0.model", "r0.table", SMALL_PARTS}
     assert (shared["r0.table"].nbytes, shared["r0.table"].holders) == (table.nbytes + 112, 5)  # and the array's header
-    assert 0 <= am.footprint(model).total - shared["r0.model"].nbytes < 500  # small numbers of it are others' too
+    assert 0 <= am.footprint(model).total - shared["r0.model"].nbytes < 1_000  # its numbers and names are others' too
     assert [agent.parts["table"] for agent in found.agents] == [112] * 5 + [112 + 56]  # views are not copies
     assert [agent.parts["grid"] for agent in found.agents] == [8_112] * 6
     assert [agent.parts["belief"] for agent in found.agents] == [robots[0].belief.nbytes] * 6
@@ -77,6 +77,15 @@ def test_what_lies_below_something_shared_is_shared():
     assert part.name == "agent[0][0]" or part.name.startswith("agent[0]")
     assert part.holders == 2 and part.nbytes >= 8_000
     assert max(agent.own for agent in found.agents) < 500
+
+
+def test_what_some_share_within_what_others_share_is_told_apart():
+    big = np.zeros(100_000)
+    pair = [big]
+    found = holdings(named({"a1": {"x": pair}, "a2": {"x": pair}, "a3": {"y": big}}))
+    parts = [part for part in found.shared if part.nbytes > 1_000]
+    assert [(part.nbytes, part.holders) for part in parts] == [(800_112, 3)]
+    assert all(agent.shared >= 800_112 for agent in found.agents)
 
 
 def graphs(draw, n_agents, n_objects):

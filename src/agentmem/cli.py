@@ -108,7 +108,8 @@ def commands() -> click.Group:
     ]
     group = click.Group(
         "agentmem",
-        help="Sparse belief states for many agents: what they cost beside dense NumPy and scipy.sparse.",
+        help="Sparse belief states for many agents: what they cost beside dense NumPy and scipy.sparse, and what "
+        "memory any program holds.",
         commands=[
             click.Command(
                 "demo",

@@ -17,6 +17,7 @@ Agents = Mapping[str, object] | Iterable[object]
 
 SMALL = 256  # bytes of a shared part with a name; below are numbers, names of attributes, empty tuples
 SMALL_PARTS = "(small)"
+MOST_NESTED = 1_000  # shared things, up to which those in others are told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,12 @@ def holdings(
             in_parts.append(part)
             sizes.append(nbytes)
 
+    if len(holders) <= MOST_NESTED:
+        _spread(holders)
     reached = [0] * len(given)
     shared: list[SharedPart] = []
     small, most, below = 0, 0, shared_before or Walk()
-    for root, reachers in holders.values():
+    for root, reachers in sorted(holders.values(), key=lambda item: -len(item[1])):  # what most share is apart
         nbytes = 0
         for item, _, _ in below.over(root):
             if (place := met.pop(id(item), -1)) >= 0:
@@ -110,6 +113,17 @@ def holdings(
         for (name, _), own, both in zip(given, parts, reached, strict=True)
     )
     return Holdings(agents_found, tuple(counts), tuple(sorted(shared, key=lambda part: -part.nbytes)), walk.mapped)
+
+
+def _spread(holders: dict[int, tuple[object, list[int]]]) -> None:
+    """Who reaches something shared reaches what lies below it, too."""
+    found = {key: set(reachers) for key, (_, reachers) in holders.items()}
+    for root, reachers in holders.values():
+        for item, _, _ in Walk().over(root):
+            if id(item) in found:
+                found[id(item)].update(reachers)
+    for key, (_, reachers) in holders.items():
+        reachers[:] = sorted(found[key])
 
 
 def part_name(agent: str, part: str) -> str:

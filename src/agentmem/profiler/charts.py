@@ -214,7 +214,7 @@ def _themed(figure: Figure, title: str, description: str) -> str:
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     for colour, themed in THEMED.items():
-        svg = svg.replace(colour, themed)
+        svg = svg.replace(f": {colour}", f": {themed}")  # in styles, not in names
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # a page has several charts, and each id once
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)

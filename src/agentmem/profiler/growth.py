@@ -24,6 +24,8 @@ from agentmem.profiler.trend import detect_trend
 LEAST = 48.0  # bytes a sample: slower growth is not worth a name
 LEAST_OBJECTS = 0.2  # a sample
 ALL_LINES = "traced bytes"
+ALL_AGENTS = "all agents"
+IN_ALL = ", in all"
 WARM_UP = 3   # cycles that may leave something behind: caches, what is built when first used
 
 
@@ -40,7 +42,7 @@ class Growth:
     Notes
     -----
     Lines are recorded while tracemalloc runs. A sample runs the garbage collector, and takes some 3 us for each block
-    that is traced and 2 us for each object of an agent; 8 bytes are kept for each location.
+    that is traced and 2 us for each object of an agent; 16 bytes are kept for each location and sample.
 
     Examples
     --------
@@ -78,6 +80,9 @@ class Growth:
             held = holdings(named(self._agents))
             for agent, counts in zip(held.agents, held.counts, strict=True):
                 found += [(part_name(agent.name, part), agent.parts[part], counts[part]) for part in counts]
+                found.append((agent.name + IN_ALL, agent.own, sum(counts.values())))
+            found += [(f"shared {part.name}", part.nbytes, 0) for part in held.shared]
+            found.append((ALL_AGENTS, sum(agent.own for agent in held.agents), len(held.agents)))
         for where, _, _ in found:
             self._columns.setdefault(where, len(self._columns))
         while len(self._columns) > self._held.shape[2]:
@@ -93,6 +98,7 @@ class Growth:
             trend = self._trend(where, least)
             if where == ALL_LINES or trend.verdict == "growing":
                 found.append(trend)
+        found = _most_exact(found)
         return tuple(sorted(found, key=lambda trend: (trend.name != ALL_LINES, -(trend.slope or 0.0), trend.name)))
 
     def _trend(self, where: str, least: float) -> Trend:
@@ -105,6 +111,24 @@ class Growth:
         return trend if by_one.verdict != "growing" else replace(
             trend, verdict="growing", reason=f"bytes in jumps, objects steadily: {by_one.slope:.3g} more a sample"
         )
+
+
+def _most_exact(trends: list[Trend]) -> list[Trend]:
+    """Without an agent of which a part is named, and without all agents where one is."""
+    parts = [trend.name for trend in trends if trend.name not in (ALL_LINES, ALL_AGENTS)]
+
+    def is_said(name: str) -> bool:
+        agent = name.removesuffix(IN_ALL)
+        if name == ALL_AGENTS:
+            return any(IN_ALL in part or not _is_line(part) for part in parts)
+        inside = f"{agent}.", f"{agent}["
+        return name.endswith(IN_ALL) and any(part == agent or part.startswith(inside) for part in parts)
+
+    return [trend for trend in trends if not is_said(trend.name)]
+
+
+def _is_line(name: str) -> bool:
+    return name.rpartition(":")[2].isdecimal()
 
 
 def check_cycle(run: Callable[[], object], *, cycles: int = 5, allowed: int = 64) -> Cycle:
