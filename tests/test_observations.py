@@ -2,6 +2,7 @@
 
 import collections
 import fcntl
+import gc
 import io
 import os
 import pickle
@@ -738,3 +739,12 @@ KILLS = """if True:
 def test_a_writer_killed_at_any_instant_leaves_old_or_new(n, tmp_path):
     out = printed(KILLS, tmp_path / "seen", 100, n)
     assert "{2, 3} ['seen']" in out and int(out.split()[0]) > 100, out
+
+
+def test_a_call_without_its_arguments_leaves_nothing_to_close(monkeypatch):
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    with pytest.raises(TypeError):
+        am.ObservationBuffer("somewhere")
+    gc.collect()
+    assert ignored == []

@@ -246,7 +246,8 @@ class ObservationBuffer:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_lock"):  # not where a call without its arguments made nothing
+            self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is None:
