@@ -29,7 +29,7 @@ from agentmem.profiler import Profiler
 from agentmem.profiler.worlds import grid_world
 from harness import in_child, replay, table
 
-SIDE, N_AGENTS, SECONDS, ROUNDS = 30, 1_000, 12.0, 3
+SIDE, N_AGENTS, SECONDS, ROUNDS = 30, 1_000, 8.0, 3
 KINDS = ["numpy", "agentmem"]
 BARE, SAMPLED, SNAPSHOTS, TRACED = "bare", "sampled at 100 ms", "and a snapshot a second", "and lines, by tracemalloc"
 WAYS = [BARE, SAMPLED, SNAPSHOTS, TRACED, "tracemalloc alone", "memray", "memory_profiler"]
