@@ -201,7 +201,8 @@ def test_blocks_of_tasks_are_their_own():
         await asyncio.gather(work(0.2), work(0.05))
 
     asyncio.run(main())
-    assert operation.record.calls == 2 and 0.2 <= operation.record.longest < 0.25
+    assert operation.record.calls == 2
+    assert operation.record.seconds > 0.24  # of both: neither is within the other
 
 
 def test_a_coroutine_is_cancelled_and_fails_as_it_would():
