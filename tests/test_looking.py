@@ -45,6 +45,11 @@ def written(tmp_path):
     return write
 
 
+def hear_interrupts():
+    """In a child, before it runs: what a shell starts in the background does not hear them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 # ---- profile
 
 
@@ -132,7 +137,7 @@ def test_watch_ends_at_an_interrupt(script, tmp_path):
     watching = subprocess.Popen(
         [sys.executable, "-m", "agentmem", "watch", "--interval", "0.1", str(path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=same_environment(), cwd=tmp_path,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=hear_interrupts,
     )  # fmt: skip
     watching.stdout.readline()
     time.sleep(0.2)
@@ -146,6 +151,7 @@ def test_watch_that_is_left_says_that_the_process_goes_on(tmp_path):
     watching = subprocess.Popen(
         [sys.executable, "-m", "agentmem", "watch", "--interval", "0.1", str(child.pid)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=same_environment(), cwd=tmp_path,
+        preexec_fn=hear_interrupts,
     )  # fmt: skip
     watching.stdout.readline()
     watching.send_signal(signal.SIGINT)
