@@ -11,7 +11,7 @@ Nothing is measured and nothing is rendered here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["growing", "decelerating", "flat", "not enough data"]
@@ -249,4 +249,4 @@ class Profile:
     hotspots: tuple[Hotspot, ...] = ()
     trends: tuple[Trend, ...] = ()
     reconciled: tuple[Reconciled, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
