@@ -110,7 +110,7 @@ class Walk:
         Bytes of the memory maps that were met.
     """
 
-    __slots__ = ("_ignore", "_known", "_met_again", "_owners", "_seen", "_ways", "mapped")
+    __slots__ = ("_ignore", "_known", "_members", "_met_again", "_owners", "_seen", "_ways", "mapped")
 
     def __init__(
         self,
@@ -121,6 +121,7 @@ class Walk:
     ) -> None:
         self._ignore, self._met_again = ignore, met_again
         self._ways: dict[type, Way | None] = {} if besides is None else besides._ways
+        self._members: dict[type, list[tuple[str, MemberDescriptorType]]] = {}
         self._seen: dict[int, object] = {}  # the objects too: ids are unique among the living
         self._known: dict[int, object] = {} if besides is None else besides._seen
         self._owners: set[int] = set()
@@ -130,12 +131,17 @@ class Walk:
         """Each object that `obj` keeps alive and nobody met before, the part of `obj` it is in, and its bytes."""
         ways, seen, known, owners, again = self._ways, self._seen, self._known, self._owners, self._met_again
         names = {id(obj): (ITSELF, obj)}
-        for name, value in islice(_named(obj), MAX_PARTS):
+        kind = type(obj)
+        if kind not in self._members:
+            self._members[kind] = _members(kind)
+        for name, value in islice(_named(obj, self._members[kind]), MAX_PARTS):
             names.setdefault(id(value), (name, value))
         stack: list[tuple[list[Any], str]] = [([obj], ITSELF)]
         while stack:
             found, inherited = stack.pop()
             below = []
+            if len(found) > 16:  # a log repeats its entries
+                found = list(dict(zip(map(id, found), found, strict=True)).values())
             for item in found:
                 key = id(item)
                 if key in seen:
@@ -230,7 +236,17 @@ def _holds_objects(item: object) -> bool:
     return any(not issubclass(type(held), type) for held in gc.get_referents(item))
 
 
-def _named(obj: Any) -> Iterator[tuple[str, object]]:
+def _members(kind: type) -> list[tuple[str, MemberDescriptorType]]:
+    """Attributes of objects of a type that lie in slots."""
+    return [
+        (name, member)
+        for base in kind.__mro__
+        for name, member in [*vars(base).items()]
+        if isinstance(member, MemberDescriptorType) and name != "__dict__"
+    ]
+
+
+def _named(obj: Any, members: list[tuple[str, MemberDescriptorType]]) -> Iterator[tuple[str, object]]:
     """Name and value of each part. Values made up for the asking do no harm: the walk never meets them."""
     kind = type(obj)
     if hasattr(kind, "from_buffers") and _holds_objects(obj):
@@ -243,10 +259,8 @@ def _named(obj: Any) -> Iterator[tuple[str, object]]:
     elif issubclass(kind, list | tuple | deque | np.ndarray):
         elements = _elements(obj) if issubclass(kind, np.ndarray) else [*obj]
         yield from ((f"[{i}]", value) for i, value in enumerate(elements))
-    for base in kind.__mro__:
-        for name, member in [*vars(base).items()]:
-            if isinstance(member, MemberDescriptorType) and name != "__dict__":
-                with suppress(AttributeError):
-                    yield name, member.__get__(obj)
+    for name, member in members:
+        with suppress(AttributeError):
+            yield name, member.__get__(obj)
     with suppress(AttributeError, TypeError):
         yield from dict.copy(object.__getattribute__(obj, "__dict__")).items()
