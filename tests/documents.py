@@ -31,6 +31,7 @@ def snapshot(label="end", at=30.0):
         parts={"belief": 40_000, "log": 20_190},
         shared=(records.SharedPart("robot 0.model", 800_000, 20), records.SharedPart("(small)", 400, 20)),
         mapped=0,
+        counters=400_000,
         seconds=0.012,
         nbytes=40_000,
     )

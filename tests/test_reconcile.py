@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import agentmem as am
+from agentmem.footprint import Walk
 from agentmem.profiler import Profiler
+from agentmem.profiler.agents import counters
 from agentmem.profiler.process import process_memory
-from agentmem.profiler.reconcile import SIGHTS, counted
+from agentmem.profiler.reconcile import SIGHTS, reconcile
 from agentmem.profiler.records import ProcessMemory
 from reference import run_alone
 
@@ -151,8 +153,30 @@ def test_a_model_that_agents_share_counts_once():
 def test_containers_in_containers_count_once():
     log = am.RecordHistory()
     log.extend({"x": k, "y": str(k)} for k in range(500))  # columns are histories
-    assert counted([log]) == log.nbytes
-    assert counted([log, [log]]) == log.nbytes
+    column = next(item for item, _, _ in Walk().over(log) if isinstance(item, am.HistoryBuffer))
+    assert counters([log]) == counters([log, [log]]) == counters([column, log]) == log.nbytes
+    assert counters([column]) == column.nbytes
+
+
+def test_what_a_container_does_not_count_counts_beside_it():
+    model = am.Model(np.eye(200), np.ones((200, 1)))
+    crowd = am.Population(model, n_agents=30)
+    assert counters([crowd]) == counters([crowd, model]) == counters([model, crowd]) == crowd.nbytes + model.nbytes
+    budget = am.Budget(10**9)
+    logs = [am.HistoryBuffer(None, dtype=int, budget=budget) for _ in range(2)]
+    for log in logs:
+        log.extend(range(5_000))
+    assert counters(logs) == counters(logs[::-1]) == sum(log.nbytes for log in logs)
+
+
+def test_an_old_snapshot_says_what_was_then():
+    agent = {"belief": am.SparseBelief(np.full(1_000, 1 / 1_000))}
+    profiler = Profiler([agent])
+    then = profiler.snapshot(counters=True)
+    nbytes = agent.pop("belief").nbytes
+    [counted] = [line for line in reconcile(then) if line.tool == "nbytes"]
+    assert counted.nbytes == nbytes
+    assert profiler.profile().reconciled == reconcile(then)
 
 
 def test_the_lines_add_up():

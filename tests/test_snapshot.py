@@ -36,7 +36,7 @@ class Robot:
 def snapshot(**fields):
     empty = Snapshot(
         label="", at=0.0, process=ProcessMemory(10, 20, 5), traced=None, types=None, collector=None, agents=None,
-        parts=None, shared=None, mapped=None, seconds=0.0, nbytes=None,
+        parts=None, shared=None, mapped=None, counters=None, seconds=0.0, nbytes=None,
     )  # fmt: skip
     return replace(empty, **fields)
 
@@ -146,7 +146,8 @@ def test_a_snapshot_says_what_there_is(tracing):
 
 def test_what_was_not_measured_is_none():
     taken = take("", None, types=False, zero=0.0)
-    assert (taken.traced, taken.types, taken.agents, taken.shared, taken.mapped, taken.nbytes) == (None,) * 6
+    assert (taken.traced, taken.types, taken.agents, taken.shared) == (None,) * 4
+    assert (taken.mapped, taken.counters, taken.nbytes) == (None,) * 3
     assert taken.agent_bytes is None
     assert hotspots(taken) == ()
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
+from agentmem.budget import Budget
 from agentmem.footprint import ITSELF, Walk
+from agentmem.model import Model
 from agentmem.profiler.records import AgentMemory, SharedPart
 
 Agents = Mapping[str, object] | Iterable[object]
@@ -124,6 +127,24 @@ def _spread(holders: dict[int, tuple[object, list[int]]]) -> None:
                 found[id(item)].update(reachers)
     for key, (_, reachers) in holders.items():
         reachers[:] = sorted(found[key])
+
+
+def counters(agents: Agents) -> int:
+    """What the containers that these lead to say of themselves, each once, and none that another one counts."""
+    all_of_them: list[Any] = [item for item, _, _ in Walk().over([agent for _, agent in named(agents)])]
+    found = [item for item in all_of_them if _is_container(type(item))]
+    within = {id(item) for container in found for item in _counted_in(container)}
+    return sum(container.nbytes for container in found if id(container) not in within)
+
+
+def _is_container(kind: type) -> bool:
+    return hasattr(kind, "from_buffers") and hasattr(kind, "nbytes")
+
+
+def _counted_in(container: Any) -> list[object]:
+    """What else its `nbytes` has: not a model that it uses, nor a budget that it is under."""
+    others = Budget if type(container) is Model else (Budget, Model)
+    return [item for item, _, _ in Walk(others).over(container) if item is not container]
 
 
 def part_name(agent: str, part: str) -> str:

@@ -147,14 +147,21 @@ class Profiler:
 
     # ---- at one moment
 
-    def snapshot(self, label: str = "", *, types: bool | None = None) -> Snapshot:
+    def snapshot(self, label: str = "", *, types: bool | None = None, counters: bool = False) -> Snapshot:
         """Measure the process and each agent now; the last 100 snapshots are kept. Its cost in seconds is in it.
 
-        `types` as for the profiler; None: as that was told.
+        `types` as for the profiler; None: as that was told. `counters`: ask the containers of agentmem, too, what they
+        hold; that takes as long again as to look at them.
         """
         _check_text(label)
-        types = self._types if types is None else types
-        taken = snapshot.take(label, self._agents, types=types, zero=self._zero, most_objects=self._most_objects)
+        taken = snapshot.take(
+            label,
+            self._agents,
+            types=self._types if types is None else types,
+            zero=self._zero,
+            most_objects=self._most_objects,
+            counted=counters,
+        )
         self._snapshots.append(taken)
         self._n_snapshots += 1
         self._events.append(Event(taken.at, label or f"snapshot {self._n_snapshots}"))
@@ -174,7 +181,7 @@ class Profiler:
 
     def reconcile(self) -> tuple[Reconciled, ...]:
         """Counters, walk, traced bytes and RSS of now beside each other, and what the differences are made of."""
-        return reconcile(self.snapshot("reconcile"), self._agents)
+        return reconcile(self.snapshot("reconcile", counters=True))
 
     def _latest(self) -> Snapshot:
         return self._snapshots[-1] if self._snapshots else self.snapshot("hotspots")
@@ -239,15 +246,9 @@ class Profiler:
             operations=self.operations,
             hotspots=() if latest is None else snapshot.hotspots(latest),
             trends=self._trends(),
-            reconciled=() if latest is None else self._reconciled(latest),
+            reconciled=() if latest is None else reconcile(latest),
             notes=(*notes, *self._failures()),
         )
-
-    def _reconciled(self, latest: Snapshot) -> tuple[Reconciled, ...]:
-        try:
-            return reconcile(latest, self._agents if latest.agents else None)
-        except Exception:  # of an agent's own code
-            return reconcile(latest, None)
 
     def _failures(self) -> list[str]:
         failures = {} if self._sampler is None else self._sampler.failures

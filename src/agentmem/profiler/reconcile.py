@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from agentmem.footprint import Walk
-from agentmem.profiler.agents import Agents, named
 from agentmem.profiler.records import Reconciled, Snapshot
 
 
@@ -34,7 +30,7 @@ SIGHTS = (  # tests/test_reconcile.py allocates each kind and looks
 )
 
 
-def reconcile(snapshot: Snapshot, agents: Agents | None) -> tuple[Reconciled, ...]:
+def reconcile(snapshot: Snapshot) -> tuple[Reconciled, ...]:
     """What the tools say of one moment, and what the difference from one to the next is made of."""
     rss, pss = snapshot.process.rss, snapshot.process.pss
     traced = None if snapshot.traced is None else snapshot.traced.nbytes
@@ -43,7 +39,7 @@ def reconcile(snapshot: Snapshot, agents: Agents | None) -> tuple[Reconciled, ..
     return (
         Reconciled(
             "containers of agentmem that the agents hold",
-            None if agents is None else counted(agent for _, agent in named(agents)),
+            snapshot.counters,
             "nbytes",
             "by their own counters, each once",
         ),
@@ -81,18 +77,3 @@ def reconcile(snapshot: Snapshot, agents: Agents | None) -> tuple[Reconciled, ..
             "of pages that n processes share, the parts that count as theirs",
         ),
     )
-
-
-def counted(objects: Iterable[object]) -> int:
-    """What the containers that these lead to say themselves, each once, and none that another one holds."""
-    total, inside, held = 0, Walk(), set[int]()
-    for item, _, _ in Walk().over(list(objects)):
-        if id(item) not in held and _is_container(type(item)):
-            container: Any = item
-            total += container.nbytes
-            held.update(id(inner) for inner, _, _ in inside.over(container))
-    return total
-
-
-def _is_container(kind: type) -> bool:
-    return hasattr(kind, "from_buffers") and hasattr(kind, "nbytes")

@@ -101,6 +101,7 @@ class Snapshot:
     parts: dict[str, int] | None  # bytes of parts by name, all agents together, shared ones left out; most first
     shared: tuple[SharedPart, ...] | None
     mapped: int | None  # of what the agents hold: memory maps, which other processes may share
+    counters: int | None  # of what they hold: agentmem's containers, as these count themselves
     seconds: float
     nbytes: int | None
 

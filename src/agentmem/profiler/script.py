@@ -150,7 +150,7 @@ def _child() -> None:
             states.stop()
             profiler.end_samples()  # what comes now is the profiler's
             states.duration = profiler.seconds
-            states.look("end", types=find_spec("pympler") is not None)
+            states.look("end", types=find_spec("pympler") is not None, counters=True)
     if os.getpid() == process:
         states.write(ended)
     sys.exit(code)
@@ -220,11 +220,11 @@ class _States:
         self._stop.set()
         self._thread.join()
 
-    def look(self, label: str, *, types: bool = False) -> float:
+    def look(self, label: str, *, types: bool = False, counters: bool = False) -> float:
         """Take a snapshot, and return the seconds it took. What a script holds may raise when it is looked at."""
         began = time.monotonic()
         try:
-            self._profiler.snapshot(label, types=types)
+            self._profiler.snapshot(label, types=types, counters=counters)
         except Exception as error:
             note = f"a look at what the script holds failed: {type(error).__name__}"
             self.notes = tuple(dict.fromkeys([*self.notes, note]))

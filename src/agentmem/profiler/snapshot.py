@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, islice
 
-from agentmem.profiler.agents import Agents, TooManyObjects, holdings, named
+from agentmem.profiler.agents import Agents, TooManyObjects, counters, holdings, named
 from agentmem.profiler.operations import PEAKS
 from agentmem.profiler.process import process_memory
 from agentmem.profiler.records import (
@@ -37,19 +37,27 @@ RUNNING = tuple(HERE + name for name in ("script.py", "operations.py", "growth.p
 
 
 def take(
-    label: str, agents: Agents | None, *, types: bool, zero: float, most_objects: int | None = None
+    label: str,
+    agents: Agents | None,
+    *,
+    types: bool,
+    zero: float,
+    most_objects: int | None = None,
+    counted: bool = False,
 ) -> Snapshot:
-    """Measure now; `zero` is when the clock began. Lines if tracemalloc is tracing, agents and types if asked for.
+    """Measure now; `zero` is when the clock began. Lines if tracemalloc is tracing, agents and types if asked for, and
+    if `counted` what the containers that agents hold say of themselves.
 
     Agents of more than `most_objects` are not measured.
     """
     began, before = time.perf_counter(), tracemalloc.get_traced_memory()[0]
     process, collector = process_memory(), garbage_collector()  # before what takes memory itself
     traced = traced_lines() if tracemalloc.is_tracing() else None
-    found = None
+    found, said = None, None
     if agents is not None:
         with suppress(TooManyObjects):
             found = holdings(named(agents), most=most_objects)
+            said = counters(agents) if counted else None
     used = type_uses() if types else None
     return Snapshot(
         label=label,
@@ -62,6 +70,7 @@ def take(
         parts=None if found is None else _by_name(found.agents),
         shared=None if found is None else found.shared,
         mapped=None if found is None else found.mapped,
+        counters=said,
         seconds=time.perf_counter() - began,
         nbytes=None if traced is None else max(0, tracemalloc.get_traced_memory()[0] - before),
     )
