@@ -119,6 +119,29 @@ def test_it_joins_a_registry():
     assert "mine 3.0" in text and "agentmem_process_resident_bytes" in text
 
 
+def test_what_raises_is_left_out_and_counted():
+    class Hostile(am.HistoryBuffer):
+        @property
+        def nbytes(self):
+            raise RuntimeError("not today")
+
+    agents = {"h": Hostile(9, dtype=int), "b": am.Budget("1 MB"), "name \udcff": [1]}
+    registry = prometheus_client.CollectorRegistry()
+    with served(Profiler(agents), registry=registry):
+        text = prometheus_client.generate_latest(registry).decode()
+    assert 'agentmem_budget_limit_bytes{budget="b"} 1e+06' in text
+    assert 'agentmem_history_entries{history="h"} 0.0' in text and "agentmem_history_bytes{" not in text
+    assert "agentmem_failed_looks_total 1.0" in text
+    assert "name \\\\udcff" in text
+
+
+def test_a_registry_takes_one():
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(Exporter(Profiler()))
+    with pytest.raises(ValueError, match="Duplicated"):
+        serve(Profiler(), port=0, registry=registry)
+
+
 def test_without_prometheus_client_the_extra_is_named():
     script = (
         "import sys; sys.modules['prometheus_client'] = None\n"

@@ -251,6 +251,16 @@ def without_tracing():
     assert 96 * MIB * 0.99 <= record.peak <= 96 * MIB * 1.05, record
     assert 32 * MIB * 0.99 <= record.retained <= 32 * MIB * 1.05, record
     assert peak_rss() >= rss()
+    with (lower := Operation("below what the process had")):
+        np.ones(MIB, np.uint8)
+    assert lower.record.calls == 1 and lower.record.peak is None  # not 0: it took a MiB
+    with lower:
+        np.ones(256 * MIB, np.uint8)
+    assert lower.record.peak >= 256 * MIB * 0.5
+    known = lower.record.peak
+    with lower:
+        pass
+    assert lower.record.peak == known
 
 
 def test_without_tracing_it_is_the_process():

@@ -211,6 +211,8 @@ def test_two_profiles_side_by_side():
     assert found["agents: belief"] == (40_000, 40_000)
     ratios = {one["what"]: one["ratio"] for one in changes}
     assert ratios["duration"] == 1 / 3 and ratios["plan: longest call"] is None and ratios["agents: belief"] == 1.0
+    tiny, huge = (report.to_json(documents.profile(duration=seconds)) for seconds in (5e-324, 1e300))
+    assert report.before_after(tiny, huge)["changes"][0]["ratio"] is None  # not infinity
 
 
 def test_two_sweeps_side_by_side():

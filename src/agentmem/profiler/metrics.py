@@ -13,7 +13,8 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from agentmem.budget import Budget
 from agentmem.groups import HistoryGroup
@@ -33,6 +34,8 @@ OTHERS = "(others)"
 LASTS = 5.0        # seconds that a look at agents is used again
 WORTH = 20         # times what it takes, at least
 
+T = TypeVar("T")
+
 
 class Exporter:
     """A collector for prometheus_client: register it, or let `serve` do it.
@@ -47,6 +50,7 @@ class Exporter:
     Notes
     -----
     A question takes what a look at the agents does, some 2 us an object, at most every 5 seconds. Any thread may ask.
+    What raises when it is looked at is left out, and counted. A registry takes one Exporter.
 
     Examples
     --------
@@ -58,13 +62,14 @@ class Exporter:
     (True, True)
     """
 
-    __slots__ = ("_lock", "_looked", "_profiler", "_until")
+    __slots__ = ("_failures", "_lock", "_looked", "_profiler", "_until")
 
     def __init__(self, profiler: Profiler) -> None:
         _client()
         self._profiler = profiler
         self._lock = threading.Lock()
         self._looked, self._until = Holdings((), (), (), 0), 0.0
+        self._failures = 0
 
     def collect(self) -> Iterator[Any]:
         """Metric families, for prometheus_client."""
@@ -73,15 +78,26 @@ class Exporter:
         agents = self._profiler.agents
         if agents is None:
             return
-        yield from _of_agents(self._look(agents))
+        found, known = self._tried(lambda: self._look(agents)), self._tried(lambda: named(agents)) or []
+        if found is not None:
+            yield from _of_agents(found)
         for kind, (classes, figures) in KINDS.items():
-            some = [(name, agent) for name, agent in named(agents) if isinstance(agent, classes)]
+            some = [(name, agent) for name, agent in known if isinstance(agent, classes)]
             for figure, (text, measure) in figures.items():
-                yield _gauge(f"{kind}_{figure}", text, kind, {name: measure(agent) for name, agent in some})
+                values = [(name, self._tried(partial(measure, agent))) for name, agent in some]
+                yield _gauge(f"{kind}_{figure}", text, kind, {k: value for k, value in values if value is not None})
+        yield _family("Counter", "failed_looks", "Looks at agents that raised", None, {"": self._failures})
 
     def describe(self) -> list[Any]:
-        """Nothing: prometheus_client is not to look when it registers."""
-        return []
+        """Of the process only: prometheus_client is not to look at agents when it registers."""
+        return list(_of_process())
+
+    def _tried(self, look: Callable[[], T]) -> T | None:
+        try:
+            return look()
+        except Exception:  # of an agent's own code, or because another thread changes it
+            self._failures += 1
+            return None
 
     def _look(self, agents: Agents) -> Holdings:
         with self._lock:
@@ -190,7 +206,7 @@ def _family(
     family = make(f"agentmem_{name}", text, labels=[] if label is None else [label])
     largest = sorted(values.items(), key=lambda item: (-item[1], item[0]))
     for key, value in largest[:MOST_NAMES]:
-        family.add_metric([] if label is None else [key], value)
+        family.add_metric([] if label is None else [key.encode(errors="backslashreplace").decode()], value)
     if largest[MOST_NAMES:]:
         family.add_metric([OTHERS], sum(value for _, value in largest[MOST_NAMES:]))
     return family

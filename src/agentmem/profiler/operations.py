@@ -125,7 +125,7 @@ class Operation:
             self._seconds += 0.0 if is_inner else call.seconds  # which the outer one has in its own
             self._longest = max(self._longest, call.seconds)
             largest = self._largest
-            if largest is None or largest.measured != call.measured or call.peak > largest.peak:
+            if largest is None or largest.measured != call.measured or call.size > largest.size:
                 self._largest = call
 
     @property
@@ -145,12 +145,13 @@ class Operation:
 
 
 class _Call:
-    """One call: seconds it ran, its peak above its start, and what it left behind, in stretches."""
+    """One call: seconds it ran, its peak above its start if that is known, and what it left behind, in stretches."""
 
     __slots__ = ("_began", "_highest", "_least", "measured", "peak", "retained", "seconds")
 
     def __init__(self) -> None:
-        self.seconds, self.peak, self.retained = 0.0, 0, 0
+        self.seconds, self.retained = 0.0, 0
+        self.peak: int | None = None
         self.measured: Literal["traced", "rss"] = "traced" if tracemalloc.is_tracing() else "rss"
 
     def resume(self) -> None:
@@ -162,15 +163,21 @@ class _Call:
     def wait(self) -> None:
         self.seconds += time.perf_counter() - self._began
         if self.measured == "traced":
-            now, highest = PEAKS.leave(self), self._highest
+            now = PEAKS.leave(self)
+            highest: int | None = self._highest
             if not tracemalloc.is_tracing():
                 now = highest = self._least
         else:
             now, most = rss(), peak_rss()
-            # The highest mark of the process is this stretch's if it rose; if it did not, that is all there is to know.
-            highest = most if most > self._highest else max(now, self._least)
-        self.peak = max(self.peak, self.retained + highest - self._least)
+            # The highest mark of the process is this stretch's if it rose; if not, nobody knows how high it went.
+            highest = most if most > self._highest else None
+        if highest is not None:
+            self.peak = max(self.peak or 0, self.retained + highest - self._least)
         self.retained += now - self._least
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return -1 if self.peak is None else self.peak, self.retained
 
     def rise(self, highest: int) -> None:
         self._highest = max(self._highest, highest)

@@ -150,13 +150,14 @@ class Hotspot:
 @dataclass(frozen=True, slots=True)
 class Operation:
     """What the calls of one name took: the longest and all of them, and in the one that took most memory the peak above
-    its start and what it left behind. Memory is traced where tracemalloc runs, else RSS."""
+    its start and what it left behind. Memory is traced where tracemalloc runs, else RSS; of that a peak is known only
+    where the process was never larger before."""
 
     name: str
     calls: int
     seconds: float
     longest: float
-    peak: int
+    peak: int | None
     retained: int
     measured: Literal["traced", "rss"]
 

@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -92,6 +93,8 @@ def before_after(before: Document, after: Document) -> Document:
 
 def _change(what: str, unit: str, before: float | None, after: float | None) -> dict[str, Any]:
     ratio = after / before if before and after is not None else None
+    if ratio is not None and not isfinite(ratio):  # which JSON cannot say
+        ratio = None
     return {"what": what, "unit": unit, "before": before, "after": after, "ratio": ratio}
 
 
