@@ -31,11 +31,9 @@ class Agent:
             self.seen[self.random.randrange(30)] = [step] * (15 + self.random.randrange(10))
 
 
-@pytest.fixture
-def tracing():
-    tracemalloc.start()
+@pytest.fixture(autouse=True)
+def forgotten():
     yield
-    tracemalloc.stop()
     FOREVER.clear()
 
 

@@ -17,13 +17,6 @@ from reference import run_alone
 MIB = 2**20
 
 
-@pytest.fixture
-def tracing():
-    tracemalloc.start()
-    yield
-    tracemalloc.stop()
-
-
 def near(found, expected, within=0.01):
     return abs(found - expected) <= within * expected + 5_000
 

@@ -19,13 +19,6 @@ from agentmem.profiler.snapshot import MOST, difference, hotspots, take
 MIB = 2**20
 
 
-@pytest.fixture
-def tracing():
-    tracemalloc.start()
-    yield
-    tracemalloc.stop()
-
-
 class Robot:
     def __init__(self, model, table):
         self.model, self.table = model, table
