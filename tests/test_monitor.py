@@ -235,6 +235,23 @@ def test_nothing_starts_on_import():
     assert ran.stdout.strip() == "1 False []", ran.stderr
 
 
+def test_profilers_trace_together():
+    first, second = Profiler(lines=1), Profiler(lines=1)
+    first.close()
+    first.close()
+    held = bytearray(2**20)
+    assert any(line.nbytes >= len(held) for line in second.snapshot().traced.lines)
+    second.check_cycle(list)
+    assert tracemalloc.is_tracing()
+    second.close()
+    assert not tracemalloc.is_tracing()
+    with Profiler(lines=1) as third:
+        tracemalloc.stop()  # somebody did
+        with Profiler(lines=1):
+            assert third.snapshot().traced is not None
+    assert not tracemalloc.is_tracing()
+
+
 def test_a_profiler_that_found_tracing_leaves_it():
     tracemalloc.start()
     try:

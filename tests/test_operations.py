@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from agentmem.profiler import Operation, Profiler
-from agentmem.profiler.operations import PEAKS
 from agentmem.profiler.process import peak_rss, rss
+from agentmem.profiler.tracing import TRACING
 from reference import run_alone
 
 MIB = 2**20
@@ -80,7 +80,7 @@ def test_the_peak_of_a_snapshot_survives_the_reset(tracing):
     np.zeros(16 * MIB, np.uint8)
     with Operation("small"):
         pass
-    assert PEAKS.highest() >= 16 * MIB
+    assert TRACING.highest() >= 16 * MIB
     assert Profiler().snapshot().traced.peak >= 16 * MIB
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from agentmem.profiler.agents import Agents, holdings, named, part_name
 from agentmem.profiler.records import Cycle, Line, Trend
 from agentmem.profiler.snapshot import traced_lines
+from agentmem.profiler.tracing import TRACING
 from agentmem.profiler.trend import detect_trend
 
 LEAST = 48.0  # bytes a sample: slower growth is not worth a name
@@ -157,9 +158,7 @@ def check_cycle(run: Callable[[], object], *, cycles: int = 5, allowed: int = 64
     """
     if index(cycles) < 1:
         raise ValueError(f"cycles={cycles} given; expected at least 1")
-    was_tracing = tracemalloc.is_tracing()
-    if not was_tracing:
-        tracemalloc.start()
+    traces = TRACING.start(1)
     try:
         for _ in range(WARM_UP):
             run()
@@ -170,8 +169,8 @@ def check_cycle(run: Callable[[], object], *, cycles: int = 5, allowed: int = 64
             after = _lines()
             held.append(sum(after.values()))
     finally:
-        if not was_tracing:
-            tracemalloc.stop()
+        if traces:
+            TRACING.stop()
     left = tuple(np.diff(held).tolist())
     grown = [(where, nbytes - before.get(where, 0)) for where, nbytes in after.items()]
     lines = [Line(where, nbytes, cycles) for where, nbytes in grown if nbytes > allowed]

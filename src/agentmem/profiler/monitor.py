@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import platform
 import time
-import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from typing import Self
 
 from agentmem.profiler import growth, records, snapshot
 from agentmem.profiler.agents import Agents
-from agentmem.profiler.operations import PEAKS, Operation
+from agentmem.profiler.operations import Operation
 from agentmem.profiler.reconcile import reconcile
 from agentmem.profiler.records import (
     Cycle,
@@ -33,6 +32,7 @@ from agentmem.profiler.records import (
     Trend,
 )
 from agentmem.profiler.sampler import Sampler
+from agentmem.profiler.tracing import TRACING
 from agentmem.profiler.trend import detect_trend
 
 MOST_SNAPSHOTS = 100  # that are kept, the latest; a caller has the others
@@ -51,6 +51,7 @@ class Profiler:
     lines : int or bool
         Frames that tracemalloc keeps of each allocation, from here to `close` or the end of the ``with``; True is one,
         the line that allocates; 0: it does not trace. What allocates much takes 2.5 to 13 times as long meanwhile.
+        Several profilers trace together, with the frames of the first, until the last of them ends.
     types : bool
         Count objects by type at each snapshot, with pympler (extra `profile`): about 4 us an object.
     capacity : int
@@ -119,9 +120,7 @@ class Profiler:
         self._snapshots: deque[Snapshot] = deque(maxlen=MOST_SNAPSHOTS)
         self._events: deque[Event] = deque(maxlen=capacity)
         self._operations: dict[str, Operation] = {}
-        self._traces = index(lines) > 0 and not tracemalloc.is_tracing()
-        if self._traces:
-            tracemalloc.start(index(lines))
+        self._traces = index(lines) > 0 and TRACING.start(index(lines))
 
     def __enter__(self) -> Self:
         """Begin to sample, where an interval was given."""
@@ -142,8 +141,7 @@ class Profiler:
         self.end_samples()
         if self._traces:
             self._traces = False
-            tracemalloc.stop()
-            PEAKS.highest()  # which forgets
+            TRACING.stop()
 
     # ---- at one moment
 

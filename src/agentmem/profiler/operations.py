@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TypeVar, cast
 
 from agentmem.profiler import records
 from agentmem.profiler.process import peak_rss, rss
+from agentmem.profiler.tracing import TRACING
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -155,7 +156,7 @@ class _Call:
         self.measured: Literal["traced", "rss"] = "traced" if tracemalloc.is_tracing() else "rss"
 
     def resume(self) -> None:
-        self._least = self._highest = PEAKS.enter(self) if self.measured == "traced" else rss()
+        self._least = self._highest = TRACING.enter(self) if self.measured == "traced" else rss()
         if self.measured == "rss":
             self._highest = peak_rss()
         self._began = time.perf_counter()
@@ -163,7 +164,7 @@ class _Call:
     def wait(self) -> None:
         self.seconds += time.perf_counter() - self._began
         if self.measured == "traced":
-            now = PEAKS.leave(self)
+            now = TRACING.leave(self)
             highest: int | None = self._highest
             if not tracemalloc.is_tracing():
                 now = highest = self._least
@@ -181,44 +182,3 @@ class _Call:
 
     def rise(self, highest: int) -> None:
         self._highest = max(self._highest, highest)
-
-
-class _Peaks:
-    """tracemalloc's one peak, for many who each want their own: reset when a stretch begins or ends, kept for all."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._open: list[_Call] = []
-        self._highest = 0
-
-    def enter(self, call: _Call) -> int:
-        with self._lock:
-            now = self._look()
-            self._open.append(call)
-            return now
-
-    def leave(self, call: _Call) -> int:
-        with self._lock:
-            now = self._look()
-            self._open.remove(call)
-            return now
-
-    def highest(self) -> int:
-        """The most bytes since tracing began, whoever reset the peak here meanwhile."""
-        with self._lock:
-            self._look()
-            return self._highest
-
-    def _look(self) -> int:
-        now, peak = tracemalloc.get_traced_memory()
-        if not tracemalloc.is_tracing():  # it ended, and forgot everything
-            self._highest = 0
-            return now
-        tracemalloc.reset_peak()
-        self._highest = max(self._highest, peak)
-        for call in self._open:
-            call.rise(peak)
-        return now
-
-
-PEAKS = _Peaks()

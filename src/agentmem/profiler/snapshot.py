@@ -15,7 +15,6 @@ from contextlib import suppress
 from itertools import chain, islice
 
 from agentmem.profiler.agents import Agents, TooManyObjects, counters, holdings, named
-from agentmem.profiler.operations import PEAKS
 from agentmem.profiler.process import process_memory
 from agentmem.profiler.records import (
     AgentMemory,
@@ -28,6 +27,7 @@ from agentmem.profiler.records import (
     Traced,
     TypeUse,
 )
+from agentmem.profiler.tracing import TRACING
 
 MOST = 200  # lines and types that are kept, of thousands: those that hold most
 MOST_CHANGES = 50
@@ -78,7 +78,7 @@ def take(
 
 def traced_lines(most: int | None = MOST) -> Traced:
     """What tracemalloc holds, by line or, where it keeps several frames, by traceback. About 3 us per block held."""
-    nbytes, peak = tracemalloc.get_traced_memory()[0], PEAKS.highest()
+    nbytes, peak = tracemalloc.get_traced_memory()[0], TRACING.highest()
     by = "lineno" if tracemalloc.get_traceback_limit() == 1 else "traceback"
     found = tracemalloc.take_snapshot().statistics(by)
     lines = (

@@ -1,0 +1,79 @@
+"""tracemalloc, of which a process has one, for many who need it: it runs until the last of them stops it, and its one
+peak is kept for each of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import tracemalloc
+from typing import Protocol
+
+
+class Rises(Protocol):
+    """Who wants to know a peak."""
+
+    def rise(self, highest: int) -> None: ...
+
+
+class Tracing:
+    """The state of tracemalloc that all profilers of this process share."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._users = 0
+        self._open: list[Rises] = []
+        self._highest = 0
+
+    def start(self, frames: int) -> bool:
+        """Trace from now on, `frames` of each allocation if it did not before; False if somebody else has it trace."""
+        with self._lock:
+            if tracemalloc.is_tracing() and not self._users:
+                return False
+            self._users += 1
+            if not tracemalloc.is_tracing():
+                tracemalloc.start(frames)
+            return True
+
+    def stop(self) -> None:
+        """Once for each `start` that was True."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                tracemalloc.stop()
+                self._look()
+
+    # The one peak is reset when a stretch begins or ends, and handed to all that are open.
+
+    def enter(self, call: Rises) -> int:
+        """Bytes traced now; `call` is told of peaks until it leaves."""
+        with self._lock:
+            now = self._look()
+            self._open.append(call)
+            return now
+
+    def leave(self, call: Rises) -> int:
+        """Bytes traced now."""
+        with self._lock:
+            now = self._look()
+            self._open.remove(call)
+            return now
+
+    def highest(self) -> int:
+        """The most bytes since tracing began, whoever reset the peak here meanwhile."""
+        with self._lock:
+            self._look()
+            return self._highest
+
+    def _look(self) -> int:
+        now, peak = tracemalloc.get_traced_memory()
+        if not tracemalloc.is_tracing():  # it ended, and forgot everything
+            self._highest = 0
+            return now
+        tracemalloc.reset_peak()
+        self._highest = max(self._highest, peak)
+        for call in self._open:
+            call.rise(peak)
+        return now
+
+
+TRACING = Tracing()
