@@ -1,5 +1,6 @@
 """What grows is named by line or part, what does not is not; and building, running, dropping leaves nothing."""
 
+import gc
 import mmap
 import random
 import tracemalloc
@@ -127,6 +128,17 @@ def test_too_few_samples_say_nothing():
 def test_a_recorder_has_room(n):
     with pytest.raises(ValueError, match="n_samples"):
         Growth(n_samples=n)
+
+
+def test_names_that_were_looked_up_are_not_growth(tracing):
+    names = [f"name {k}" for k in range(2_000)]
+    for name in names:
+        getattr(FOREVER, name, None)  # CPython caches that there is no such name
+    del names, name
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    Growth(n_samples=1).sample()
+    assert tracemalloc.get_traced_memory()[0] < held - 10_000
 
 
 def test_the_recorder_does_not_find_itself(tracing):
