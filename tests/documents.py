@@ -26,7 +26,7 @@ def snapshot(label="end", at=30.0):
             (records.Line("simulation.py:12", 20 * MIB, 7), records.Line("/usr/lib/json/decoder.py:353", 9_000, 80)),
         ),
         types=(records.TypeUse("numpy.ndarray", 900, 25 * MIB), records.TypeUse("dict", 8_000, 3 * MIB)),
-        collector=records.Collector(True, 60_000, 900, 12_000, 0),
+        collector=records.Collector(True, 900, 12_000, 0),
         agents=agents,
         parts={"belief": 40_000, "log": 20_190},
         shared=(records.SharedPart("robot 0.model", 800_000, 20), records.SharedPart("(small)", 400, 20)),

@@ -160,6 +160,58 @@ def test_a_buffer_behind_a_capsule_counts_once():
     assert 8000 <= total([x, x[1:], x[2:]]) <= 8000 + 1000
 
 
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_a_small_view_of_a_foreign_buffer_counts_all_of_it(order):
+    owner = (ctypes.c_char * 1_000_000)()
+    whole = np.frombuffer(owner, np.uint8)
+    small = np.frombuffer(owner, np.uint8, 100)
+    assert 1_000_000 < footprint([small, whole][order]).total < 1_001_000
+    assert 1_000_000 < footprint(small).total < 1_001_000
+
+
+def test_hostile_objects_are_counted_as_plain_ones():
+    class Meta(type):
+        def __getattr__(cls, name):
+            raise RuntimeError(name)
+
+    class Hostile(metaclass=Meta):
+        __slots__ = ("data",)
+
+        def __sizeof__(self):
+            raise RuntimeError
+
+        @property
+        def __class__(self):
+            raise RuntimeError
+
+    hostile = Hostile()
+    hostile.data = np.zeros(1_000)
+    assert 8_000 < footprint([hostile]).total < 8_400
+
+
+def test_what_only_looks_like_a_container_is_walked():
+    class Column:
+        def __init__(self):
+            self.data = np.zeros(1_000)
+
+        def buffers(self):
+            return [self.data]
+
+        @classmethod
+        def from_buffers(cls, buffers):
+            return cls()
+
+        nbytes = property(lambda self: 10**9)
+
+    assert 8_000 < footprint(Column()).total < 9_000
+
+
+def test_names_of_attributes_may_be_anything():
+    plain = Plain([1], "x")
+    plain.__dict__[1] = [2, 3]
+    assert footprint(plain).parts["1"] > 0
+
+
 def test_object_arrays_are_entered():
     inner = np.zeros(1000)
     cells = np.empty((2, 2), dtype=object)

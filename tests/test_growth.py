@@ -141,6 +141,18 @@ def test_names_that_were_looked_up_are_not_growth(tracing):
     assert tracemalloc.get_traced_memory()[0] < held - 10_000
 
 
+def test_what_is_shared_one_by_one_is_named():
+    shared = []
+    agents = {"left": {"log": []}, "right": {"log": []}}
+    growth = Growth(agents, n_samples=80)
+    for step in range(80):
+        shared.append(np.zeros(100 + step % 3))
+        for agent in agents.values():
+            agent["log"].append(shared[-1])
+        growth.sample()
+    assert "shared left.log" in [trend.name for trend in growth.trends()]
+
+
 def test_the_recorder_does_not_find_itself(tracing):
     growth = Growth([{f"part{k}": [k] for k in range(300)}], n_samples=STEPS)  # more locations than it began with
     for _ in range(STEPS):

@@ -50,6 +50,18 @@ def hear_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def long_script(script):
+    return script("import time\nprint('began', flush=True)\ntime.sleep(60)")
+
+
+def begun(*arguments, cwd):
+    command = [sys.executable, "-m", "agentmem", *map(str, arguments)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=same_environment(), cwd=cwd)
+    while "began" not in child.stdout.readline():
+        assert child.poll() is None
+    return child
+
+
 # ---- profile
 
 
@@ -93,6 +105,9 @@ def test_profile_reports_however_a_script_ends(script, tmp_path, source, code, e
         (["profile", "--line", "1", __file__], "No such option"),
         (["profile", "--html", __file__, __file__], "is named twice"),
         (["profile", "--html", "same", "--json", "same", __file__], "is named twice"),
+        (["watch", "--json", __file__, __file__], "is named twice"),
+        (["compare", "--json", __file__, __file__], "is named twice"),
+        (["watch", "1", "--fast"], "1 is a process, which takes no arguments; given: --fast"),
         (["report"], "Missing argument"),
         (["report", "nowhere.json"], "'nowhere.json' does not exist"),
         (["report", __file__, __file__, __file__], "3 files given"),
@@ -159,6 +174,19 @@ def test_watch_that_is_left_says_that_the_process_goes_on(tmp_path):
     child.kill()
     child.wait()
     assert f"process {child.pid} goes on, after" in errors and watching.returncode == 0
+
+
+def test_a_command_that_is_to_end_ends_its_script_and_writes_what_it_saw(script, tmp_path):
+    profiling = begun("profile", long_script(script), cwd=tmp_path)
+    profiling.terminate()
+    assert profiling.wait(30) == 143
+    assert report.read(tmp_path / "report.json")["profile"]["ended"] == "killed by SIGTERM"
+    watching = begun("watch", "--interval", "0.1", "--json", "looks.json", long_script(script), cwd=tmp_path)
+    watching.terminate()
+    assert watching.wait(30) == 130
+    assert report.read(tmp_path / "looks.json")["command"] == "watch"
+    profiling.stdout.close()
+    watching.stdout.close()
 
 
 def test_watch_of_no_process():

@@ -135,6 +135,43 @@ def test_what_raises_is_left_out_and_counted():
     assert "name \\\\udcff" in text
 
 
+def test_an_agent_that_raises_hides_no_other():
+    class Proxy:
+        @property
+        def __class__(self):
+            raise RuntimeError
+
+        def __sizeof__(self):
+            raise RuntimeError
+
+    found = told(Exporter(Profiler({"proxy": Proxy(), "log": am.HistoryBuffer(9, dtype=int)})))
+    assert found["agentmem_agent_bytes", "proxy"] > 0 and found["agentmem_history_entries", "log"] == 0
+    assert found["agentmem_failed_looks_total",] == 0
+
+
+def test_counts_never_fall():
+    profiler = Profiler()
+    for k in range(2 * MOST_NAMES):
+        with profiler.profile_operation(f"op{k}"):
+            pass
+    exporter = Exporter(profiler)
+    before = told(exporter)
+    for _ in range(9):
+        with profiler.profile_operation(f"op{MOST_NAMES + 5}"):
+            pass
+    after = told(exporter)
+    assert before.keys() == after.keys()
+    assert all(after[key] >= before[key] for key in before if key[0].startswith("agentmem_operation"))
+
+
+def test_a_port_that_is_taken_leaves_the_registry_as_it_was():
+    registry = prometheus_client.CollectorRegistry()
+    with served(Profiler()) as server, pytest.raises(OSError, match="in use"):
+        serve(Profiler(), port=server.server_port, registry=registry)
+    with served(Profiler(), registry=registry):
+        pass
+
+
 def test_a_registry_takes_one():
     registry = prometheus_client.CollectorRegistry()
     registry.register(Exporter(Profiler()))

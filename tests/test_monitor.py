@@ -131,18 +131,67 @@ def test_turns_come_to_the_truth():
 
 
 def test_samples_go_on_when_a_look_fails():
-    class Hostile:
-        def __sizeof__(self):
-            raise ValueError("no")
+    class Robots(dict):
+        def items(self):
+            if len(self) > 2:
+                raise ValueError("no")
+            return super().items()
 
-    robots = [{"x": [1]}, {"x": [2]}]
+    robots = Robots(a=[1], b=[2])
     with Profiler(robots, interval=0.005) as profiler:
         wait_for(lambda: len(profiler.samples.seconds) >= 3)
-        robots[0]["y"] = Hostile()
+        robots["c"] = [3]
         wait_for(lambda: profiler._sampler.failures)
         n = len(profiler.samples.seconds)
         wait_for(lambda: len(profiler.samples.seconds) > n + 3)
         assert [note for note in profiler.profile().notes if "failed: ValueError" in note]
+
+
+def test_a_look_that_fails_is_paid_for():
+    class Robots(list):
+        def __getitem__(self, k):
+            raise ValueError("no")
+
+        __iter__ = None
+
+    turns = Turns(Robots([1, 2]), seconds=1e-9)
+    with pytest.raises((ValueError, TypeError)):
+        turns.next()
+    assert [turns.next() for _ in range(5)] == [None] * 5
+
+
+def test_agents_of_one_name_count_each():
+    robots = {1: {"x": np.zeros(1_000)}, "1": {"x": np.zeros(2_000)}}
+    assert Turns(robots, seconds=1.0).next() > 24_000
+
+
+def test_no_sample_is_taken_but_the_next_ones_are(monkeypatch):
+    def full():
+        raise OSError("too many open files")
+
+    with Profiler(interval=0.005) as profiler:
+        wait_for(lambda: len(profiler.samples.seconds) >= 3)
+        monkeypatch.setattr("agentmem.profiler.sampler.rss", full)
+        wait_for(lambda: profiler._sampler.failures)
+        monkeypatch.undo()
+        n = len(profiler.samples.seconds)
+        wait_for(lambda: len(profiler.samples.seconds) > n + 3)
+    assert any("a sample failed: OSError" in note for note in profiler.profile().notes)
+
+
+def test_types_are_not_counted_while_other_threads_run():
+    pytest.importorskip("pympler")
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    with Profiler(interval=0.01, types=True) as profiler:  # whose thread may run
+        assert profiler.snapshot().types
+        thread.start()
+        try:
+            assert profiler.snapshot().types is None
+        finally:
+            stop.set()
+            thread.join()
+        assert profiler.snapshot().types
 
 
 def test_nothing_is_kept_alive_after_the_end():

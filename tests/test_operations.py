@@ -67,12 +67,79 @@ def test_threads_have_their_own_blocks():
     def work():
         with operation:
             inside.wait(10)
+            time.sleep(0.02)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    record = operation.record
+    assert record.calls == 2 and record.seconds > 0.04  # none of them lies in the other
+
+
+def test_what_calls_itself_counts_once():
+    operation = Operation("both")
+
+    @operation
+    def walk(depth):
+        time.sleep(0.01)
+        yield depth
+        if depth:
+            yield from walk(depth - 1)
+
+    began = time.perf_counter()
+    assert list(walk(5)) == [5, 4, 3, 2, 1, 0]
+    passed = time.perf_counter() - began
+    record = operation.record
+    assert record.calls == 6 and 0.06 < record.longest <= record.seconds < passed
+
+
+def test_a_task_that_outlives_the_block_it_began_in_counts():
+    operation = Operation("both")
+
+    async def work():
+        with operation:
+            time.sleep(0.02)
+
+    async def main():
+        with operation:
+            task = asyncio.create_task(work())
+        await task
+
+    asyncio.run(main())
+    assert operation.record.calls == 2 and operation.record.seconds >= operation.record.longest >= 0.02
+
+
+def test_a_block_may_end_on_another_thread():
+    operation = Operation("both")
+
+    def walk():
+        with operation:
+            yield 1
+
+    walking = walk()
+    next(walking)
+    thread = threading.Thread(target=walking.close)
+    thread.start()
+    thread.join()
+
+
+def test_methods_of_all_kinds():
+    operation = Operation("both")
+
+    class Robot:
+        @operation
+        @staticmethod
+        def plan(x):
+            return x
+
+        @operation
+        @classmethod
+        def make(cls):
+            return cls()
+
+    assert (Robot.plan(3), type(Robot.make())) == (3, Robot)
     assert operation.record.calls == 2
 
 
@@ -254,6 +321,24 @@ def without_tracing():
     with lower:
         pass
     assert lower.record.peak == known
+    with lower:
+        kept.append(np.ones(250 * MIB, np.uint8))
+        more = np.ones(250 * MIB, np.uint8)
+    with Operation("after") as after:
+        del more
+    assert after.record.peak is None
+
+    @after
+    def walk():
+        kept.append(np.ones(400 * MIB, np.uint8))  # it is seen how high this goes
+        yield
+        kept.append(np.ones(MIB, np.uint8))
+        kept.pop(-2)
+        yield
+        kept.append(np.ones(300 * MIB, np.uint8))  # and not how high this does
+
+    list(walk())
+    assert after.record.peak is None and after.record.retained > 300 * MIB  # not the peak of a part of it
 
 
 def test_without_tracing_it_is_the_process():

@@ -107,6 +107,8 @@ def test_a_script_that_cannot_be_compiled(profiled):
         ("import sys; sys.exit(3)", 3, "exited with 3"),
         ("import sys; sys.exit('no')", 1, "exited with 1"),
         ("raise KeyboardInterrupt", 130, "raised KeyboardInterrupt"),
+        ("import sys; sys.stderr.close(); sys.exit('gone')", 1, "exited with 1"),
+        ("import sys; sys.excepthook = lambda *error: sys.exit(3); raise OSError", 3, "raised OSError"),
     ],
 )
 def test_a_script_that_exits(profiled, source, code, ended):

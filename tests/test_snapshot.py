@@ -133,7 +133,7 @@ def test_a_snapshot_says_what_there_is(tracing):
     assert taken.traced.nbytes >= kept.nbytes and taken.traced.peak >= taken.traced.nbytes
     arrays = next(use for use in taken.types if use.name.endswith("ndarray"))
     assert arrays.nbytes >= kept.nbytes
-    assert taken.collector.enabled == gc.isenabled() and taken.collector.tracked > 1_000
+    assert taken.collector.enabled == gc.isenabled()
     assert taken.nbytes >= 0
 
 

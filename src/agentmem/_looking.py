@@ -7,13 +7,12 @@ import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from agentmem._outputs import check_writable, write, write_json
+from agentmem._outputs import check_distinct, check_writable, write, write_json
 from agentmem.errors import CorruptData
 from agentmem.footprint import in_units
 from agentmem.profiler import live, report, script, text, watching
@@ -124,9 +123,9 @@ def profile(
     from agentmem.profiler.html import check_installed, to_html
 
     check_installed()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the script ends with it
-    _check_distinct([file], html_file, json_file, svg_file)
+    check_distinct([file], html_file, json_file, svg_file)
     with script.Run(file, arguments, interval=interval, lines=lines) as run:
+        signal.signal(signal.SIGTERM, lambda *_: run.process.terminate())  # the script ends, and is reported
         seen = run.wait()
         code = run.process.returncode
     document = report.to_json(seen)
@@ -139,18 +138,6 @@ def profile(
     sys.exit(code if code >= 0 else 128 - code)
 
 
-def _check_distinct(read: Sequence[Path], *written: Path | None) -> None:
-    """Refuse to write over what is read, or over what is written."""
-    import click
-
-    known = {path.resolve() for path in read}
-    for path in written:
-        if path is not None and path.is_file() | (not path.exists()):
-            if path.resolve() in known:
-                raise click.UsageError(f"{path} is named twice: what is there would be lost")
-            known.add(path.resolve())
-
-
 def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: Path | None) -> None:
     """Show the memory of a process while it runs.
 
@@ -160,10 +147,12 @@ def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: P
 
     Of any process: resident memory over time, its kinds, and the maps that grow most. A SCRIPT is run, and its
     variables are shown too; what it prints comes when it has ended. Where the output is no terminal, a line for each
-    look. Ends when the process does, or at an interrupt, which ends a script too.
+    look. Ends when the process does, or at an interrupt or SIGTERM, which end a script too.
     """
     import click
 
+    check_distinct([Path(target)], json_file)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as an interrupt
     looks: deque[watching.Look] = deque(maxlen=LOOKS)
     if target.isdecimal() and not arguments:
         try:
@@ -175,6 +164,8 @@ def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: P
     elif os.path.isfile(target):
         name, code = _follow_script(Path(target), arguments, interval, looks)
         is_over = True
+    elif target.isdecimal():
+        raise click.UsageError(f"{target} is a process, which takes no arguments; given: {' '.join(arguments)}")
     else:
         raise click.BadParameter(f"{target} is no number of a process, and no file", param_hint="PID|SCRIPT")
     if looks:
@@ -250,7 +241,7 @@ def show(files: tuple[Path, ...], html_file: Path | None, svg_file: Path | None,
 
     if len(files) > 2:
         raise click.UsageError(f"{len(files)} files given; one is shown, or two side by side")
-    _check_distinct(files, html_file, svg_file, json_file)
+    check_distinct(files, html_file, svg_file, json_file)
     try:
         documents = [report.read(file) for file in files]
         document = documents[0] if len(files) == 1 else report.before_after(*documents)

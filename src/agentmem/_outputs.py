@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,18 @@ def check_writable(context: click.Context, parameter: click.Parameter, path: Pat
                 raise click.BadParameter(f"{path} cannot be written: {error.strerror}") from None
             unfinished.unlink()
     return path
+
+
+def check_distinct(read: Sequence[Path], *written: Path | None) -> None:
+    """Refuse to write over what is read, or over what is written."""
+    import click
+
+    known = {path.resolve() for path in read}
+    for path in written:
+        if path is not None and path.is_file() | (not path.exists()):
+            if path.resolve() in known:
+                raise click.UsageError(f"{path} is named twice: what is there would be lost")
+            known.add(path.resolve())
 
 
 def _unfinished(path: Path) -> Path:

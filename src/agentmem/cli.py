@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentmem import __version__, _looking
-from agentmem._outputs import check_writable, write_json
+from agentmem._outputs import check_distinct, check_writable, write_json
 from agentmem.errors import CorruptData
 from agentmem.formats import read_pomdp
 from agentmem.integrations import gymnasium
@@ -242,6 +242,7 @@ def compare(
         raise click.UsageError("--sweep goes through shares to prune itself; leave out --prune")
     if repeats is not None and not sweeps:
         raise click.UsageError("--repeats goes with --sweep")
+    check_distinct([] if file is None else [file], json_file)
     world, words = _world(file, env, states, workload, agents=agents, steps=steps, seed=seed)
     parameters = {
         "file": None if file is None else str(file),

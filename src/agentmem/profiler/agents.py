@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from agentmem.budget import Budget
-from agentmem.footprint import ITSELF, Walk
+from agentmem.footprint import ITSELF, Walk, is_container
 from agentmem.model import Model
 from agentmem.profiler.records import AgentMemory, SharedPart
 
@@ -111,11 +111,20 @@ def holdings(
         first, part = firsts[place], in_parts[place]
         parts[first][part] = parts[first].get(part, 0) + sizes[place]
         counts[first][part] = counts[first].get(part, 0) + 1
-    agents_found = tuple(
+    agents_found = [
         AgentMemory(name, sum(own.values()), both, own)
         for (name, _), own, both in zip(given, parts, reached, strict=True)
-    )
-    return Holdings(agents_found, tuple(counts), tuple(sorted(shared, key=lambda part: -part.nbytes)), walk.mapped)
+    ]
+    return Holdings(tuple(agents_found), tuple(counts), _by_name(shared), walk.mapped)
+
+
+def _by_name(shared: list[SharedPart]) -> tuple[SharedPart, ...]:
+    """Parts of one name as one, as what several lists hold alike; the largest first."""
+    found: dict[str, SharedPart] = {}
+    for part in shared:
+        same = found.get(part.name, SharedPart(part.name, 0, 0))
+        found[part.name] = SharedPart(part.name, same.nbytes + part.nbytes, max(same.holders, part.holders))
+    return tuple(sorted(found.values(), key=lambda part: -part.nbytes))
 
 
 def _spread(holders: dict[int, tuple[object, list[int]]]) -> None:
@@ -132,13 +141,9 @@ def _spread(holders: dict[int, tuple[object, list[int]]]) -> None:
 def counters(agents: Agents) -> int:
     """What the containers that these lead to say of themselves, each once, and none that another one counts."""
     all_of_them: list[Any] = [item for item, _, _ in Walk().over([agent for _, agent in named(agents)])]
-    found = [item for item in all_of_them if _is_container(type(item))]
+    found = [item for item in all_of_them if is_container(type(item))]
     within = {id(item) for container in found for item in _counted_in(container)}
     return sum(container.nbytes for container in found if id(container) not in within)
-
-
-def _is_container(kind: type) -> bool:
-    return hasattr(kind, "from_buffers") and hasattr(kind, "nbytes")
 
 
 def _counted_in(container: Any) -> list[object]:

@@ -213,17 +213,22 @@ def _themed(figure: Figure, title: str, description: str) -> str:
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    for colour, themed in THEMED.items():
-        svg = svg.replace(f": {colour}", f": {themed}")  # in styles, not in names
+    svg = re.sub(r' style="[^"]*"', _themed_style, svg)  # not in texts
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # a page has several charts, and each id once
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     said = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
     body = svg[svg.index(">") + 1 :].strip()
     return f'<svg {names} {box[0]} role="img" class="chart">{said}{body}'
+
+
+def _themed_style(style: re.Match[str]) -> str:
+    said = style[0]
+    for colour, themed in THEMED.items():
+        said = said.replace(f": {colour}", f": {themed}")
+    return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", said)
 
 
 def _sizes(axis: Any, most: float | None = None) -> None:

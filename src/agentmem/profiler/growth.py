@@ -59,13 +59,14 @@ class Growth:
     ['robot.log']
     """
 
-    __slots__ = ("_agents", "_columns", "_held", "_n")
+    __slots__ = ("_agents", "_columns", "_held", "_lines", "_n")
 
     def __init__(self, agents: Agents | None = None, *, n_samples: int) -> None:
         if index(n_samples) < 1:
             raise ValueError(f"n_samples={n_samples} given; expected at least 1")
         self._agents = agents
         self._columns: dict[str, int] = {}  # of each location
+        self._lines = set[str]()            # the locations that are lines
         self._held: NDArray[np.float64] = np.zeros((2, index(n_samples), 256))  # bytes, objects; by sample; by column
         self._n = 0
 
@@ -78,6 +79,7 @@ class Growth:
         if tracemalloc.is_tracing():
             lines = traced_lines(most=None).lines
             found += [(line.where, line.nbytes, line.count) for line in lines]
+            self._lines.update(line.where for line in lines)
             found.append((ALL_LINES, sum(line.nbytes for line in lines), 0))
         if self._agents is not None:
             held = holdings(named(self._agents))
@@ -91,7 +93,7 @@ class Growth:
         while len(self._columns) > self._held.shape[2]:
             self._held = np.concatenate([self._held, np.zeros_like(self._held)], axis=2)
         for where, nbytes, count in found:
-            self._held[:, self._n, self._columns[where]] = nbytes, count
+            self._held[:, self._n, self._columns[where]] += nbytes, count  # several may have one name
         self._n += 1
 
     def trends(self, *, least: float = LEAST) -> tuple[Trend, ...]:
@@ -101,7 +103,7 @@ class Growth:
             trend = self._trend(where, least)
             if where == ALL_LINES or trend.verdict == "growing":
                 found.append(trend)
-        found = _most_exact(found)
+        found = self._most_exact(found)
         return tuple(sorted(found, key=lambda trend: (trend.name != ALL_LINES, -(trend.slope or 0.0), trend.name)))
 
     def _trend(self, where: str, least: float) -> Trend:
@@ -115,23 +117,18 @@ class Growth:
             trend, verdict="growing", reason=f"bytes in jumps, objects steadily: {by_one.slope:.3g} more a sample"
         )
 
+    def _most_exact(self, trends: list[Trend]) -> list[Trend]:
+        """Without an agent of which a part is named, and without all agents where one is."""
+        parts = [trend.name for trend in trends if trend.name not in (ALL_LINES, ALL_AGENTS)]
 
-def _most_exact(trends: list[Trend]) -> list[Trend]:
-    """Without an agent of which a part is named, and without all agents where one is."""
-    parts = [trend.name for trend in trends if trend.name not in (ALL_LINES, ALL_AGENTS)]
+        def is_said(name: str) -> bool:
+            agent = name.removesuffix(IN_ALL)
+            if name == ALL_AGENTS:
+                return any(part not in self._lines for part in parts)
+            inside = f"{agent}.", f"{agent}["
+            return name.endswith(IN_ALL) and any(part == agent or part.startswith(inside) for part in parts)
 
-    def is_said(name: str) -> bool:
-        agent = name.removesuffix(IN_ALL)
-        if name == ALL_AGENTS:
-            return any(IN_ALL in part or not _is_line(part) for part in parts)
-        inside = f"{agent}.", f"{agent}["
-        return name.endswith(IN_ALL) and any(part == agent or part.startswith(inside) for part in parts)
-
-    return [trend for trend in trends if not is_said(trend.name)]
-
-
-def _is_line(name: str) -> bool:
-    return name.rpartition(":")[2].isdecimal()
+        return [trend for trend in trends if not is_said(trend.name)]
 
 
 # CPython's cache of attribute look-ups holds the names that it was asked with. C code, as NumPy's, asks with a new text
@@ -182,8 +179,7 @@ def check_cycle(run: Callable[[], object], *, cycles: int = 5, allowed: int = 64
             after = _lines()
             held.append(sum(after.values()))
     finally:
-        if traces:
-            TRACING.stop()
+        TRACING.stop(traces)
     left = tuple(np.diff(held).tolist())
     grown = [(where, nbytes - before.get(where, 0)) for where, nbytes in after.items()]
     lines = [Line(where, nbytes, cycles) for where, nbytes in grown if nbytes > allowed]

@@ -68,7 +68,8 @@ class Exporter:
         _client()
         self._profiler = profiler
         self._lock = threading.Lock()
-        self._looked, self._until = Holdings((), (), (), 0), 0.0
+        self._looked: Holdings | None = None
+        self._until = 0.0
         self._failures = 0
 
     def collect(self) -> Iterator[Any]:
@@ -82,7 +83,7 @@ class Exporter:
         if found is not None:
             yield from _of_agents(found)
         for kind, (classes, figures) in KINDS.items():
-            some = [(name, agent) for name, agent in known if isinstance(agent, classes)]
+            some = [(name, agent) for name, agent in known if issubclass(type(agent), classes)]
             for figure, (text, measure) in figures.items():
                 values = [(name, self._tried(partial(measure, agent))) for name, agent in some]
                 yield _gauge(f"{kind}_{figure}", text, kind, {k: value for k, value in values if value is not None})
@@ -99,13 +100,16 @@ class Exporter:
             self._failures += 1
             return None
 
-    def _look(self, agents: Agents) -> Holdings:
+    def _look(self, agents: Agents) -> Holdings | None:
         with self._lock:
             began = time.monotonic()
             if began >= self._until:
-                self._looked = holdings(named(agents))
-                took = time.monotonic() - began
-                self._until = began + max(LASTS, WORTH * took)
+                self._looked = None
+                try:
+                    self._looked = holdings(named(agents))
+                finally:
+                    took = time.monotonic() - began
+                    self._until = began + max(LASTS, WORTH * took)
             return self._looked
 
 
@@ -132,8 +136,13 @@ def serve(
     """
     client = _client()
     registry = client.CollectorRegistry() if registry is None else registry
-    registry.register(Exporter(profiler))
-    server, _ = client.start_http_server(port, addr=address, registry=registry)
+    exporter = Exporter(profiler)
+    registry.register(exporter)
+    try:
+        server, _ = client.start_http_server(port, addr=address, registry=registry)
+    except OSError:  # the port is taken
+        registry.unregister(exporter)
+        raise
     return server
 
 
@@ -201,14 +210,19 @@ def _gauge(name: str, text: str, label: str | None, values: Mapping[str, float])
 def _family(
     kind: Literal["Counter", "Gauge"], name: str, text: str, label: str | None, values: Mapping[str, float]
 ) -> Any:
-    """A metric for each of the largest values, and one for the sum of the others."""
+    """A metric for each of the largest values, and one for the sum of the others; of what counts on, of the first ones.
+
+    Were these the largest, a name could come and go, and its count fall.
+    """
     make = getattr(_client().core, f"{kind}MetricFamily")
     family = make(f"agentmem_{name}", text, labels=[] if label is None else [label])
-    largest = sorted(values.items(), key=lambda item: (-item[1], item[0]))
-    for key, value in largest[:MOST_NAMES]:
+    items = list(values.items())
+    if kind == "Gauge":
+        items.sort(key=lambda item: (-item[1], item[0]))
+    for key, value in items[:MOST_NAMES]:
         family.add_metric([] if label is None else [key.encode(errors="backslashreplace").decode()], value)
-    if largest[MOST_NAMES:]:
-        family.add_metric([OTHERS], sum(value for _, value in largest[MOST_NAMES:]))
+    if items[MOST_NAMES:]:
+        family.add_metric([OTHERS], sum(value for _, value in items[MOST_NAMES:]))
     return family
 
 

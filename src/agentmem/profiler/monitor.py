@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from operator import index
 from typing import Self
 
+import numpy as np
+
 from agentmem.profiler import growth, records, snapshot
 from agentmem.profiler.agents import Agents
 from agentmem.profiler.operations import Operation
@@ -53,7 +55,8 @@ class Profiler:
         the line that allocates; 0: it does not trace. What allocates much takes 2.5 to 13 times as long meanwhile.
         Several profilers trace together, with the frames of the first, until the last of them ends.
     types : bool
-        Count objects by type at each snapshot, with pympler (extra `profile`): about 4 us an object.
+        Count objects by type at each snapshot, with pympler (extra `profile`): about 4 us an object. Not while other
+        threads run: one that makes a tuple just then would fail.
     capacity : int
         Samples that are kept; the oldest go first.
     most_objects : int, optional
@@ -120,7 +123,7 @@ class Profiler:
         self._snapshots: deque[Snapshot] = deque(maxlen=MOST_SNAPSHOTS)
         self._events: deque[Event] = deque(maxlen=capacity)
         self._operations: dict[str, Operation] = {}
-        self._traces = index(lines) > 0 and TRACING.start(index(lines))
+        self._traces = TRACING.start(index(lines)) if index(lines) else 0
 
     def __enter__(self) -> Self:
         """Begin to sample, where an interval was given."""
@@ -139,9 +142,8 @@ class Profiler:
     def close(self) -> None:
         """End what this profiler began: the thread, after a last sample, and the tracing. What was seen stays."""
         self.end_samples()
-        if self._traces:
-            self._traces = False
-            TRACING.stop()
+        TRACING.stop(self._traces)
+        self._traces = 0
 
     # ---- at one moment
 
@@ -250,7 +252,7 @@ class Profiler:
 
     def _failures(self) -> list[str]:
         failures = {} if self._sampler is None else self._sampler.failures
-        return [f"{n} looks at agents failed: {error}" for error, n in failures.items()]
+        return [said if n == 1 else f"{n:,} times: {said}" for said, n in list(failures.items())]
 
     def _trends(self) -> tuple[Trend, ...]:
         """Of each series, as far as it was sampled."""
@@ -260,9 +262,11 @@ class Profiler:
         series = {"RSS": samples.rss, "traced": samples.traced, "agents": samples.agents}
         found = []
         for name, values in series.items():
-            known = [value for value in values if value is not None]
-            if known:
-                found.append(detect_trend(known, name=name, minimum_slope=growth.LEAST))
+            known = [(k, value) for k, value in enumerate(values) if value is not None]
+            if known:  # now and then at least: in between it goes straight
+                places, heights = np.array(known, float).T
+                even = np.interp(np.arange(places[0], places[-1] + 1), places, heights)
+                found.append(detect_trend(even, name=name, minimum_slope=growth.LEAST))
         return tuple(found)
 
 

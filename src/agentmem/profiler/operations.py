@@ -30,7 +30,8 @@ class Operation:
     """Measures what is done under one name, any number of times; a context manager and a decorator.
 
     Functions, generators and coroutines may be decorated; of the latter two only what runs counts, not what waits.
-    Blocks may be nested, and run on several threads.
+    Blocks may be nested, and run on several threads. A block in a generator that is left in the middle is measured with
+    what others do meanwhile: decorate the generator instead.
 
     Raises
     ------
@@ -51,30 +52,39 @@ class Operation:
     3
     """
 
-    __slots__ = ("_blocks", "_calls", "_largest", "_lock", "_longest", "_seconds", "name")
+    __slots__ = ("_calls", "_largest", "_lock", "_longest", "_open", "_seconds", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._lock = threading.RLock()
-        # The blocks of this name that are open here, outermost first: each thread and each asyncio task has its own.
-        self._blocks: ContextVar[tuple[_Call, ...]] = ContextVar(f"blocks of {name}", default=())
+        # The calls of this name that are open here, outermost first: each thread and each asyncio task has its own.
+        self._open: ContextVar[tuple[_Call, ...]] = ContextVar(f"blocks of {name}", default=())
         self._calls, self._seconds, self._longest = 0, 0.0, 0.0
         self._largest: _Call | None = None
 
     def __enter__(self) -> Self:
-        call = _Call()
-        self._blocks.set((*self._blocks.get(), call))
-        call.resume()
+        self._resume(_Call())
         return self
 
     def __exit__(self, *raised: object) -> None:
-        *outer, call = self._blocks.get()
-        self._blocks.set(tuple(outer))
+        if calls := self._open.get():  # else it was entered on another thread, by a generator that this one closes
+            self._wait(calls[-1])
+            self._count(calls[-1])
+
+    def _resume(self, call: _Call) -> None:
+        around = self._open.get()
+        call.is_inner = any(one.runs for one in around)  # of a task, the calls that were open where it began
+        self._open.set((*around, call))
+        call.resume()
+
+    def _wait(self, call: _Call) -> None:
         call.wait()
-        self._count(call, is_inner=bool(outer))
+        self._open.set(tuple([one for one in self._open.get() if one is not call]))
 
     def __call__(self, work: F) -> F:
         """`work` with each of its calls measured."""
+        if isinstance(work, staticmethod | classmethod):
+            return type(work)(self(work.__func__))
         if inspect.isasyncgenfunction(work) or inspect.isclass(work) or not callable(work):
             raise TypeError(f"{work!r} given; expected a function, a generator function or a coroutine function")
         if inspect.iscoroutinefunction(work):
@@ -103,13 +113,13 @@ class Operation:
         go, given = made.send, None
         try:
             while True:
-                call.resume()
+                self._resume(call)
                 try:
                     out = go(given)
                 except StopIteration as end:
                     return end.value
                 finally:
-                    call.wait()
+                    self._wait(call)
                 try:
                     go, given = made.send, (yield out)
                 except GeneratorExit:
@@ -120,10 +130,10 @@ class Operation:
         finally:
             self._count(call)
 
-    def _count(self, call: _Call, *, is_inner: bool = False) -> None:
+    def _count(self, call: _Call) -> None:
         with self._lock:
             self._calls += 1
-            self._seconds += 0.0 if is_inner else call.seconds  # which the outer one has in its own
+            self._seconds += call.seconds - call.inner  # which the outer one has in its own
             self._longest = max(self._longest, call.seconds)
             largest = self._largest
             if largest is None or largest.measured != call.measured or call.size > largest.size:
@@ -139,7 +149,7 @@ class Operation:
                 calls=self._calls,
                 seconds=self._seconds,
                 longest=self._longest,
-                peak=largest.peak,
+                peak=largest.peak if self._calls else None,
                 retained=largest.retained,
                 measured=largest.measured,
             )
@@ -148,21 +158,27 @@ class Operation:
 class _Call:
     """One call: seconds it ran, its peak above its start if that is known, and what it left behind, in stretches."""
 
-    __slots__ = ("_began", "_highest", "_least", "measured", "peak", "retained", "seconds")
+    __slots__ = ("_began", "_highest", "_least", "inner", "is_inner", "measured", "peak", "retained", "runs", "seconds")
 
     def __init__(self) -> None:
         self.seconds, self.retained = 0.0, 0
-        self.peak: int | None = None
+        self.inner = 0.0  # of the seconds, those within another call of the same name
+        self.is_inner = self.runs = False
+        self.peak: int | None = 0
         self.measured: Literal["traced", "rss"] = "traced" if tracemalloc.is_tracing() else "rss"
 
     def resume(self) -> None:
+        self.runs = True
         self._least = self._highest = TRACING.enter(self) if self.measured == "traced" else rss()
         if self.measured == "rss":
             self._highest = peak_rss()
         self._began = time.perf_counter()
 
     def wait(self) -> None:
-        self.seconds += time.perf_counter() - self._began
+        seconds = time.perf_counter() - self._began
+        self.runs = False
+        self.seconds += seconds
+        self.inner += seconds if self.is_inner else 0.0
         if self.measured == "traced":
             now = TRACING.leave(self)
             highest: int | None = self._highest
@@ -172,13 +188,15 @@ class _Call:
             now, most = rss(), peak_rss()
             # The highest mark of the process is this stretch's if it rose; if not, nobody knows how high it went.
             highest = most if most > self._highest else None
-        if highest is not None:
-            self.peak = max(self.peak or 0, self.retained + highest - self._least)
+        if highest is None:
+            self.peak = None
+        elif self.peak is not None:
+            self.peak = max(self.peak, self.retained + highest - self._least)
         self.retained += now - self._least
 
     @property
-    def size(self) -> tuple[int, int]:
-        return -1 if self.peak is None else self.peak, self.retained
+    def size(self) -> int:
+        return max(self.peak or 0, self.retained)
 
     def rise(self, highest: int) -> None:
         self._highest = max(self._highest, highest)

@@ -55,11 +55,10 @@ class TypeUse:
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """The garbage collector: whether it runs, objects it tracks, and since the start of the process how often it ran,
-    what it collected and could not, over all generations."""
+    """The garbage collector: whether it runs, and since the start of the process how often it ran, what it collected
+    and could not, over all generations."""
 
     enabled: bool
-    tracked: int
     collections: int
     collected: int
     uncollectable: int
@@ -77,7 +76,8 @@ class AgentMemory:
 
 @dataclass(frozen=True, slots=True)
 class SharedPart:
-    """What several agents hold, counted once; named after the first that reaches it."""
+    """What several agents hold, counted once; named after the first that reaches it. Of one name, all together; then
+    `holders` are those of the one that most hold."""
 
     name: str
     nbytes: int
@@ -213,7 +213,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something worth a mark in the chart: a snapshot, an operation, the end of the script."""
+    """Something worth a mark in the chart: a snapshot, or what the program marks."""
 
     at: float
     text: str

@@ -122,7 +122,17 @@ def _figures_of(before: Document, after: Document) -> tuple[Figures, Figures]:
     kinds = before["command"], after["command"]
     if kinds[0] not in figures or figures.get(kinds[0]) is not figures.get(kinds[1]):
         raise ValueError(f"a {kinds[0]} and a {kinds[1]} document given; expected two profiles or two comparisons")
-    return dict(figures[kinds[0]](before)), dict(figures[kinds[1]](after))
+    was, now = (figures[document["command"]](document) for document in (before, after))
+    return _by_name(was), _by_name(now)
+
+
+def _by_name(figures: Iterable[tuple[tuple[str, str], float | None]]) -> Figures:
+    """Figures of one name, as of parts of several agents, together."""
+    found: Figures = {}
+    for key, value in figures:
+        before = found.get(key)
+        found[key] = value if before is None else before if value is None else before + value
+    return found
 
 
 def _of_profile(document: Document) -> Iterator[tuple[tuple[str, str], float | None]]:

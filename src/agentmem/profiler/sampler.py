@@ -55,7 +55,7 @@ class Sampler:
             raise ValueError(f"interval={interval} given; expected seconds, at least 0.001")
         self._interval, self._zero = interval, zero
         self._turns = None if agents is None else Turns(agents, SHARE * interval, most_objects)
-        self.failures: dict[str, int] = {}  # looks at agents that raised, by what
+        self.failures: dict[str, int] = {}  # what failed, and how often
         self._ring = HistoryBuffer(capacity, dtype=SAMPLE)
         self._overruns, self._cpu = 0, 0.0
         self._lock = threading.Lock()
@@ -96,15 +96,21 @@ class Sampler:
         agents = None
         try:
             agents = None if self._turns is None else self._turns.next()
-        except Exception as error:  # of an agent's own code, or too many objects: the samples go on
-            said = type(error).__name__
-            self.failures[said] = self.failures.get(said, 0) + 1
-            if isinstance(error, TooManyObjects):
-                self._turns = None
+        except TooManyObjects as error:
+            self._failed(f"looks at agents ended: {error}")
+            self._turns = None
+        except Exception as error:  # of an agent's own code, or because another thread changes it: the samples go on
+            self._failed(f"a look at agents failed: {type(error).__name__}")
         known = UNKNOWN if agents is None else agents
-        row = np.array((time.perf_counter() - self._zero, rss(), traced, known), SAMPLE)
-        with self._lock:
-            self._ring.append(row)
+        try:
+            row = np.array((time.perf_counter() - self._zero, rss(), traced, known), SAMPLE)
+            with self._lock:
+                self._ring.append(row)
+        except Exception as error:  # no file can be opened, no memory is left
+            self._failed(f"a sample failed: {type(error).__name__}")
+
+    def _failed(self, said: str) -> None:
+        self.failures[said] = self.failures.get(said, 0) + 1
 
     @property
     def samples(self) -> Samples:
@@ -138,7 +144,7 @@ class Turns:
         self._for_all, self._for_some = 0.0, 0.0  # seconds that were not needed yet
         self._look_at_all = 0.0                   # seconds that the last one took
         self._at = 0                              # whose turn it is
-        self._own: dict[str, int] = {}            # bytes that only this agent holds
+        self._own: list[int] = []                 # bytes that only this agent holds, by place
         self._shared, self._shared_bytes = Walk(), 0
 
     def next(self) -> int | None:
@@ -148,26 +154,27 @@ class Turns:
         """
         self._for_all += self._seconds / 2
         self._for_some += self._seconds / 2
-        try:
-            if self._for_all >= self._look_at_all:
-                self._look_at_all = self._look(0, None)
-                self._for_all = 0.0
-            elif (n := int(self._for_some * len(self._own) / self._look_at_all)) > 0:
-                self._for_some -= self._look(self._at, self._at + n)
-            else:
-                return None
-        except RuntimeError:  # another thread changes the collection of agents
-            return None
-        return sum(self._own.values()) + self._shared_bytes
-
-    def _look(self, first: int, last: int | None) -> float:
-        """Look at agents from one place to another, and return the seconds it took."""
         began = time.thread_time()
+        if self._for_all >= self._look_at_all:
+            try:
+                self._look(0, None)
+            finally:  # one that fails is paid for as well
+                self._look_at_all, self._for_all = max(time.thread_time() - began, 1e-6), 0.0
+        elif (n := int(self._for_some * len(self._own) / self._look_at_all)) > 0:
+            try:
+                self._look(self._at, self._at + n)
+            finally:
+                self._for_some -= time.thread_time() - began
+        else:
+            return None
+        return sum(self._own) + self._shared_bytes
+
+    def _look(self, first: int, last: int | None) -> None:
+        """Look at agents from one place to another."""
         given = named(self._agents, first, last)
         if last is None:  # who shares what, and who is still there, is seen at a look at all
-            self._own, self._shared, self._shared_bytes = {}, Walk(), 0
-        found = holdings(given, self._shared, most=self._most)
-        self._own |= {agent.name: agent.own for agent in found.agents}
-        self._shared_bytes += sum(part.nbytes for part in found.shared)
+            self._own, self._shared, self._shared_bytes = [], Walk(), 0
         self._at = first + len(given) if len(given) == (last or 0) - first else 0
-        return max(time.thread_time() - began, 1e-6)
+        found = holdings(given, self._shared, most=self._most)
+        self._own[first : first + len(given)] = [agent.own for agent in found.agents]
+        self._shared_bytes += sum(part.nbytes for part in found.shared)

@@ -170,18 +170,28 @@ def _run(main: ModuleType, script: str) -> tuple[str, int]:
         # Not under this file's `from __future__ import annotations`.
         exec(compile(Path(script).read_bytes(), script, "exec", dont_inherit=True), main.__dict__)
     except SystemExit as end:
-        code = end.code & 255 if isinstance(end.code, int) else 0 if end.code is None else 1
+        code = _code(end)
         if not isinstance(end.code, int | None):
-            print(_said(end.code), file=sys.stderr)
+            with suppress(Exception):  # the script may have closed it
+                print(_said(end.code), file=sys.stderr)
         ended = f"exited with {code}" if code else FINISHED
     except BaseException as error:
         error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
-        with suppress(Exception):  # the script may have put another hook there
+        try:
             sys.excepthook(type(error), error, error.__traceback__)
+        except SystemExit as end:  # of a hook that the script put there
+            code = _code(end)
+        except BaseException:
+            pass
         ended = f"raised {type(error).__name__}: {_said(error)}".removesuffix(": ").splitlines()[0]
-    _wait_for_threads()
+    with suppress(KeyboardInterrupt):
+        _wait_for_threads()
     return ended, code
+
+
+def _code(end: SystemExit) -> int:
+    return end.code & 255 if isinstance(end.code, int) else 0 if end.code is None else 1
 
 
 def _said(value: object) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+import threading
 import time
 import tracemalloc
 from collections import Counter
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, islice
 
+from agentmem.footprint import Walk
 from agentmem.profiler.agents import Agents, TooManyObjects, counters, holdings, named
 from agentmem.profiler.process import process_memory
 from agentmem.profiler.records import (
@@ -31,8 +34,9 @@ from agentmem.profiler.tracing import TRACING
 
 MOST = 200  # lines and types that are kept, of thousands: those that hold most
 MOST_CHANGES = 50
+OURS = "agentmem-"  # names of the profiler's threads, in which no tuple is made of a generator
 HERE = os.path.dirname(__file__) + os.sep
-LOOKING = HERE, tracemalloc.__file__  # is not what is looked for
+LOOKING = HERE, Walk.over.__code__.co_filename, tracemalloc.__file__  # is not what is looked for
 RUNNING = tuple(HERE + name for name in ("script.py", "operations.py", "growth.py", "monitor.py"))  # what others wrote
 
 
@@ -58,7 +62,7 @@ def take(
         with suppress(TooManyObjects):
             found = holdings(named(agents), most=most_objects)
             said = counters(agents) if counted else None
-    used = type_uses() if types else None
+    used = type_uses() if types and not _others_run() else None
     return Snapshot(
         label=label,
         at=began - zero,
@@ -97,6 +101,16 @@ def _is_ours(traceback: tracemalloc.Traceback) -> bool:
     )
 
 
+def _others_run() -> bool:
+    """Whether there are threads that the profiler did not begin.
+
+    While one of them makes a tuple of what a generator yields, CPython fails if another holds a reference to it; and
+    who lists all objects holds one to each.
+    """
+    ours = {thread.ident for thread in threading.enumerate() if thread.name.startswith(OURS)}
+    return len(sys._current_frames().keys() - ours - {threading.get_ident()}) > 0
+
+
 def type_uses() -> tuple[TypeUse, ...]:
     """The types whose objects take most bytes. About 4 us an object, of all the process has."""
     try:
@@ -113,7 +127,7 @@ def garbage_collector() -> Collector:
     collections, collected, uncollectable = (
         sum(generation[key] for generation in generations) for key in ("collections", "collected", "uncollectable")
     )
-    return Collector(gc.isenabled(), len(gc.get_objects()), collections, collected, uncollectable)
+    return Collector(gc.isenabled(), collections, collected, uncollectable)
 
 
 # ---- what is in a snapshot

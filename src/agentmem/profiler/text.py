@@ -151,29 +151,37 @@ def _held(taken: dict[str, Any]) -> Iterator[RenderableType]:
     from rich.text import Text
 
     if taken["agents"] is None:
-        yield Text("\nwhat is held: no agents were registered")
+        yield Text("\nwhat is held: no agents were looked at")
         return
     rows = [(name, in_units(nbytes)) for name, nbytes in parts(taken)[:MOST]]
     yield _table(f"what {holder(taken)} held, at {taken['label']!r}", ("", ""), rows)
 
 
 def fullest(profile: dict[str, Any]) -> dict[str, Any] | None:
-    """The snapshot in which most was held, as far as they tell; of equal ones the last."""
+    """The snapshot in which most was held, by what all of them tell; of equal ones the last."""
+    snapshots = profile["snapshots"]
 
     def held(taken: dict[str, Any]) -> int:
-        if taken["traced"] is not None:
+        if all(one["traced"] for one in snapshots):
             return int(taken["traced"]["nbytes"])
-        return int(sum((taken["parts"] or {}).values()) + sum(part["nbytes"] for part in taken["shared"] or ()))
+        if any(one["parts"] is None or one["shared"] is None for one in snapshots):
+            return int(taken["process"]["rss"])
+        return int(sum(taken["parts"].values()) + sum(part["nbytes"] for part in taken["shared"]))
 
-    full: dict[str, Any] | None = max(reversed(profile["snapshots"]), key=held, default=None)
+    full: dict[str, Any] | None = max(reversed(snapshots), key=held, default=None)
     return full
 
 
 def parts(taken: dict[str, Any]) -> list[tuple[str, int]]:
     """What the agents of a snapshot held, by part, all agents together and shared parts once; the largest first."""
-    rows = [(name, nbytes) for name, nbytes in (taken["parts"] or {}).items() if not name.startswith("__")]
+    rows = [(name, nbytes) for name, nbytes in (taken["parts"] or {}).items() if not _is_modules_own(name)]
     rows += [(f"{part['name']}, shared by {part['holders']}", part["nbytes"]) for part in taken["shared"] or ()]
     return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+def _is_modules_own(name: str) -> bool:
+    """As `__name__` and `__builtins__`."""
+    return name.startswith("__") and name.endswith("__")
 
 
 def _lines_and_types(taken: dict[str, Any], last: dict[str, Any]) -> Iterator[RenderableType]:

@@ -21,26 +21,30 @@ class Tracing:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._users = 0
+        self._begun = 0  # how often
         self._open: list[Rises] = []
         self._highest = 0
 
-    def start(self, frames: int) -> bool:
-        """Trace from now on, `frames` of each allocation if it did not before; False if somebody else has it trace."""
+    def start(self, frames: int) -> int:
+        """Trace from now on, `frames` of each allocation if it did not before; return what `stop` is to be given."""
         with self._lock:
             if tracemalloc.is_tracing() and not self._users:
-                return False
-            self._users += 1
+                return 0  # somebody else began it, and will end it
             if not tracemalloc.is_tracing():
+                self._users, self._highest = 0, 0
+                self._begun += 1
                 tracemalloc.start(frames)
-            return True
+            self._users += 1
+            return self._begun
 
-    def stop(self) -> None:
-        """Once for each `start` that was True."""
+    def stop(self, begun: int) -> None:
+        """Once for each `start`."""
         with self._lock:
-            self._users -= 1
-            if not self._users:
-                tracemalloc.stop()
-                self._look()
+            if begun == self._begun and self._users:  # else somebody ended it meanwhile
+                self._users -= 1
+                if not self._users:
+                    tracemalloc.stop()
+                    self._look()
 
     # The one peak is reset when a stretch begins or ends, and handed to all that are open.
 
