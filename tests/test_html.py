@@ -9,6 +9,7 @@ import warnings
 from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
@@ -134,6 +135,13 @@ def test_marks_stand_in_a_table_whole():
     assert ">a mark that is close to it</th>" in text
     text = to_html(report.to_json(documents.profile(events=tuple(Event(float(k), f"mark {k}") for k in range(99)))))
     assert ">mark 39</th>" in text and ">mark 40</th>" not in text and "And 59 more." in text
+
+
+def test_a_mark_may_look_like_a_style():
+    marks = tuple(Event(3.0 * k, text) for k, text in enumerate(["font: 9px x", f": {charts.INK}"]))
+    svg = charts.picture(report.to_json(documents.profile(events=marks)))
+    ElementTree.fromstring(svg)
+    assert all(f">{mark.text}<" in svg for mark in marks)
 
 
 def test_what_fell_comes_before_what_rose():

@@ -215,6 +215,23 @@ def test_two_profiles_side_by_side():
     assert report.before_after(tiny, huge)["changes"][0]["ratio"] is None  # not infinity
 
 
+def test_parts_of_one_name_count_together():
+    [taken, *_] = documents.profile().snapshots
+    shared = tuple(records.SharedPart("left.log", nbytes, 2) for nbytes in (1_000, 2_000))
+    one, other = (documents.profile(snapshots=(replace(taken, shared=some),)) for some in (shared, shared[:1]))
+    changes = report.before_after(report.to_json(one), report.to_json(other))["changes"]
+    assert [(c["before"], c["after"]) for c in changes if c["what"] == "shared: left.log"] == [(3_000, 1_000)]
+
+
+def test_what_was_not_looked_at_is_not_said_to_be_absent():
+    [taken, *_] = documents.profile().snapshots
+    nothing = replace(taken, label="too many", agents=None, parts=None, shared=None, mapped=None, traced=None)
+    nothing = replace(nothing, process=records.ProcessMemory(10**12, 10**12, None))
+    document = report.to_json(documents.profile(snapshots=(replace(taken, traced=None), nothing)))
+    assert text.fullest(document["profile"])["label"] == "too many"  # and not the one that could be looked at
+    assert "no agents were looked at" in shown(document)
+
+
 def test_two_sweeps_side_by_side():
     measurements = [{**one, "belief_bytes_median": 1} for one in documents.SWEEP["measurements"]]
     changes = report.before_after(documents.SWEEP, {**documents.SWEEP, "measurements": measurements})["changes"]

@@ -1,7 +1,9 @@
 """What a snapshot says is there, each byte once; differences and hotspots of what it says."""
 
 import gc
+import os
 import sys
+import time
 import tracemalloc
 from dataclasses import replace
 
@@ -151,6 +153,16 @@ def test_the_profiler_does_not_find_itself(tracing):
         profiler.snapshot(str(k))
     change = profiler.difference(profiler.snapshot("a"), profiler.snapshot("b"))
     assert not [one for one in change.changes if one.kind == "line" and "agentmem/profiler" in one.name]
+
+
+def test_nor_does_its_thread(tracing):
+    table = [str(k) for k in range(3_000)]
+    with Profiler([{"table": table, "k": k} for k in range(300)], interval=0.001) as profiler:
+        while len(profiler.samples.seconds) < 10:
+            time.sleep(0.01)
+        lines = profiler.snapshot().traced.lines
+    found = [line for line in lines if line.where.startswith(os.path.dirname(am.__file__))]
+    assert sum(line.nbytes for line in found) < 40_000, found  # its ring of samples
 
 
 def test_lines_come_with_their_callers():
