@@ -28,7 +28,7 @@ extensions = [
         extra_compile_args=flags,
     )
     for name in (
-        "array", "elementwise", "scratch", "model", "step", "belief", "population", "text", "policy", "history"
+        "array", "elementwise", "scratch", "model", "step", "belief", "population", "text", "policy", "history", "ids"
     )
 ]
 

@@ -18,10 +18,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pympler.asizeof import asizeof
 from scipy import sparse
 
 import agentmem as am
+from agentmem._core import Ids
 from agentmem.footprint import MAX_PARTS, footprint
 
 HEADER = sys.getsizeof(np.zeros(0))  # of a 1-D array, whoever owns its buffer
@@ -210,6 +213,29 @@ def test_names_of_attributes_may_be_anything():
     plain = Plain([1], "x")
     plain.__dict__[1] = [2, 3]
     assert footprint(plain).parts["1"] > 0
+
+
+@given(st.lists(st.integers(1, 2**64 - 1) | st.integers(1, 9).map(lambda k: k << 20)))
+def test_a_set_of_ids_is_a_set(ids):
+    found, expected = Ids(), set()
+    for one in ids:
+        assert (one in found) == (one in expected)
+        found.add(one)
+        expected.add(one)
+        assert len(found) == len(expected)
+    assert all(one in found for one in expected) and 0 not in found
+
+
+def test_a_set_of_ids_is_small():
+    found = Ids()
+    for k in range(1, 100_001):
+        found.add(16 * k)
+    assert all(16 * k in found and 16 * k + 8 not in found for k in range(1, 100_001))
+    assert 8 * 100_000 < sys.getsizeof(found) < 22 * 100_000
+    for wrong in (0, -1, 2**64, "1", None):
+        with pytest.raises((ValueError, OverflowError, TypeError)):
+            found.add(wrong)
+    assert len(found) == 100_000
 
 
 def test_object_arrays_are_entered():

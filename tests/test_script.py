@@ -185,9 +185,17 @@ def test_hostile_objects_do_not_make_a_script_fail(profiled, source, code, ended
 
 
 def test_many_variables_are_not_looked_at(profiled):
-    profile, _, _, _ = profiled("kept = [str(k) for k in range(400_000)]")
+    profile, _, _, _ = profiled("kept = [str(k) for k in range(1_100_000)]")
     assert profile.snapshots[-1].agents is None and profile.snapshots[0].agents is not None
-    assert max(profile.samples.rss) < 150 * MIB
+    assert [note for note in profile.notes if "over 1,000,000 objects" in note]
+
+
+def test_looking_at_many_variables_takes_little_memory(profiled):
+    source = "import time\nkept = [str(k) for k in range(400_000)]\ntime.sleep(2)"
+    profile, _, _, _ = profiled(source)
+    [looks] = [note for note in profile.notes if "were looked at" in note]
+    assert held(profile)["kept"] > 20 * MIB
+    assert max(profile.samples.rss) - profile.samples.rss[0] < 60 * MIB, looks
 
 
 def test_a_fork_does_not_report(profiled):

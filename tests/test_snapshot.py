@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import agentmem as am
 from agentmem.profiler import Profiler
-from agentmem.profiler.agents import SMALL_PARTS, holdings, named
+from agentmem.profiler.agents import SMALL_PARTS, TooManyObjects, holdings, named
 from agentmem.profiler.records import Line, ProcessMemory, Snapshot, Traced, TypeUse
 from agentmem.profiler.snapshot import MOST, difference, hotspots, take
 
@@ -37,6 +37,16 @@ def snapshot(**fields):
 
 
 # ---- agents
+
+
+def test_one_agent_holds_what_it_would_beside_others():
+    robot = {"x": np.zeros(100), "y": [np.ones(50), "text"], "z": {"a": [1_000, 2_000]}}
+    robot["y"].append(robot["x"])
+    alone = holdings(named({"it": robot}))
+    beside = holdings(named({"it": robot, "other": []}))
+    assert (alone.agents[0], alone.counts[0], alone.shared) == (beside.agents[0], beside.counts[0], ())
+    with pytest.raises(TooManyObjects, match="over 5 objects"):
+        holdings(named({"it": robot}), most=5)
 
 
 def test_each_byte_is_counted_once():

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agentmem._core import scratch_nbytes
+from agentmem._core import Ids, scratch_nbytes
 
 ITSELF = "(itself)"  # the part of what has no name, the object's own header first
 MAPPED = "(mapped)"  # the part of the file in which a container's arrays lie
@@ -75,7 +75,7 @@ def footprint(obj: object, *, ignore: type | tuple[type, ...] = ()) -> Footprint
     code hides from `__sizeof__` or the garbage collector, `threading.local`, long strings of a `StringDType`, and some
     30 bytes of an object whose one attribute is a dict. An object whose `__sizeof__` raises counts as a plain one.
 
-    About 1 us and 100 bytes of memory per object. Nothing changes, but CPython builds `obj.__dict__`
+    About 1 us and 30 bytes of memory per object. Nothing changes, but CPython builds `obj.__dict__`
     when asked for the names. What other threads change meanwhile may be counted or not.
 
     Examples
@@ -111,7 +111,7 @@ class Walk:
         Bytes of the memory maps that were met.
     """
 
-    __slots__ = ("_ignore", "_known", "_members", "_met_again", "_owners", "_seen", "_ways", "mapped")
+    __slots__ = ("_ignore", "_kept", "_known", "_members", "_met_again", "_owners", "_seen", "_ways", "mapped")
 
     def __init__(
         self,
@@ -123,14 +123,16 @@ class Walk:
         self._ignore, self._met_again = ignore, met_again
         self._ways: dict[type, Way | None] = {} if besides is None else besides._ways
         self._members: dict[type, list[tuple[str, MemberDescriptorType]]] = {}
-        self._seen: dict[int, object] = {}  # the objects too: ids are unique among the living
-        self._known: dict[int, object] = {} if besides is None else besides._seen
+        self._seen = Ids()
+        self._kept: list[object] = []  # ids are unique among the living
+        self._known = Ids() if besides is None else besides._seen
         self._owners: dict[int, int] = {}  # bytes of what an array borrows, as far as a view showed it
         self.mapped = 0
 
     def over(self, obj: object) -> Iterator[tuple[object, str, int]]:
         """Each object that `obj` keeps alive and nobody met before, the part of `obj` it is in, and its bytes."""
-        ways, seen, known, owners, again = self._ways, self._seen, self._known, self._owners, self._met_again
+        ways, seen, kept, known = self._ways, self._seen, self._kept, self._known
+        owners, again = self._owners, self._met_again
         names = {id(obj): (ITSELF, obj)}
         kind = type(obj)
         if kind not in self._members:
@@ -141,7 +143,7 @@ class Walk:
         while stack:
             found, inherited = stack.pop()
             below = []
-            if len(found) > 16:  # a log repeats its entries
+            if 16 < len(found) < 10_000:  # a log repeats its entries
                 found = list(dict(zip(map(id, found), found, strict=True)).values())
             for item in found:
                 key = id(item)
@@ -153,7 +155,8 @@ class Walk:
                 way = ways[kind] if kind in ways else ways.setdefault(kind, _way_into(kind, self._ignore))
                 if way is None or key in known:
                     continue
-                seen[key] = item
+                seen.add(key)
+                kept.append(item)
                 held = way(item)
                 try:
                     nbytes = sys.getsizeof(item, 0)

@@ -9,6 +9,7 @@ from agentmem._core.array import CoreArray, moment_of, one_writer
 from agentmem._core.belief import CoreBelief
 from agentmem._core.elementwise import alike, entrywise, entrywise_into, extreme, reduce_stored
 from agentmem._core.history import CoreCoder, CoreLanes, count_pairs
+from agentmem._core.ids import Ids
 from agentmem._core.model import CoreModel
 from agentmem._core.policy import CoreSensors
 from agentmem._core.population import CoreChunk
@@ -23,6 +24,7 @@ __all__ = [
     "CoreLanes",
     "CoreModel",
     "CoreSensors",
+    "Ids",
     "Scanner",
     "alike",
     "count_pairs",

@@ -97,7 +97,7 @@ class Sampler:
         try:
             agents = None if self._turns is None else self._turns.next()
         except TooManyObjects as error:
-            self._failed(f"looks at agents ended: {error}")
+            self._failed(f"the agents' bytes were not sampled: {error}")
             self._turns = None
         except Exception as error:  # of an agent's own code, or because another thread changes it: the samples go on
             self._failed(f"a look at agents failed: {type(error).__name__}")

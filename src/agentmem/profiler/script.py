@@ -27,6 +27,7 @@ from typing import IO, Self
 
 from agentmem.footprint import in_units
 from agentmem.profiler.monitor import Profiler
+from agentmem.profiler.process import peak_rss, rss
 from agentmem.profiler.records import Profile
 from agentmem.profiler.report import Document, from_json, to_json
 
@@ -34,7 +35,7 @@ EVERY = 0.2       # seconds between two states
 FIRST_LOOK = 0.4  # seconds between two snapshots, and
 LOOK = 5.0        # when it has run for a while
 PATIENCE = 20     # times what a state or snapshot takes pass at least until the next one
-MOST_OBJECTS = 300_000  # of variables, that are looked at: more would take the script's time and memory
+MOST_OBJECTS = 1_000_000  # of variables, that are looked at: more would take the script's time and memory
 FINISHED = "finished"
 
 
@@ -139,9 +140,9 @@ def _child() -> None:
     states = _States(profiler, Path(state))
     process = os.getpid()
     with profiler:
-        rss = profiler.snapshot("before the script").process.rss
+        resident = profiler.snapshot("before the script").process.rss
         states.notes = (
-            f"{in_units(rss)} were resident before the script: Python, NumPy and this profiler",
+            f"{in_units(resident)} were resident before the script: Python, NumPy and this profiler",
             "of variables the script's own are seen, not those inside functions that run",
         )
         states.start()
@@ -213,12 +214,13 @@ def _wait_for_threads() -> None:
 class _States:
     """A thread that writes what a profiler has seen, so that little is lost if the process is killed."""
 
-    __slots__ = ("_path", "_profiler", "_stop", "_thread", "duration", "notes")
+    __slots__ = ("_path", "_profiler", "_stop", "_taken", "_thread", "duration", "notes")
 
     def __init__(self, profiler: Profiler, path: Path) -> None:
         self._profiler, self._path = profiler, path
         self.notes: tuple[str, ...] = ()
         self.duration: float | None = None  # of the script, when it has ended
+        self._taken = 0  # bytes resident, by the most costly look
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._go_on, name="agentmem-states", daemon=True)
 
@@ -232,18 +234,24 @@ class _States:
 
     def look(self, label: str, *, types: bool = False, counters: bool = False) -> float:
         """Take a snapshot, and return the seconds it took. What a script holds may raise when it is looked at."""
-        began = time.monotonic()
+        began, before, highest = time.monotonic(), rss(), peak_rss()
         try:
-            self._profiler.snapshot(label, types=types, counters=counters)
+            if self._profiler.snapshot(label, types=types, counters=counters).agents is None:
+                self._note(f"its variables lead to over {MOST_OBJECTS:,} objects, and were not looked at then")
         except Exception as error:
-            note = f"a look at what the script holds failed: {type(error).__name__}"
-            self.notes = tuple(dict.fromkeys([*self.notes, note]))
+            self._note(f"a look at what the script holds failed: {type(error).__name__}")
+        peak = peak_rss()
+        self._taken = max(self._taken, (peak if peak > highest else rss()) - before)
         return time.monotonic() - began
+
+    def _note(self, said: str) -> None:
+        self.notes = tuple(dict.fromkeys([*self.notes, said]))
 
     def write(self, ended: str) -> None:
         """Write what has been seen; without a place for it the script goes on."""
         unfinished = self._path.with_suffix(".new")
-        profile = self._profiler.profile(ended=ended, notes=self.notes)
+        taken = f"RSS rose by up to {in_units(self._taken)} while variables were looked at, which is in its peak"
+        profile = self._profiler.profile(ended=ended, notes=(*self.notes, taken))
         if self.duration is not None:
             profile = replace(profile, duration=self.duration)
         with suppress(OSError):
