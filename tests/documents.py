@@ -49,6 +49,7 @@ def profile(**changes):
         overruns=2,
         cpu_seconds=0.21,
     )
+    later = replace(snapshot(), parts={"belief": 40_000, "log": 64_190, "plan": 900})
     whole = records.Profile(
         command="simulation.py --agents 20",
         started="2026-01-02T03:04:05+00:00",
@@ -58,7 +59,7 @@ def profile(**changes):
         python="3.11.9",
         platform="Linux",
         samples=samples,
-        snapshots=(snapshot("before the script", 0.1), snapshot("warmed up", 9.0), snapshot()),
+        snapshots=(snapshot("before the script", 0.1), snapshot("warmed up", 9.0), later),
         events=(
             records.Event(0.1, "before the script"),
             records.Event(9.0, "warmed up"),

@@ -107,7 +107,7 @@ def test_profile_reports_however_a_script_ends(script, tmp_path, source, code, e
         (["profile", "--html", "same", "--json", "same", __file__], "is named twice"),
         (["watch", "--json", __file__, __file__], "is named twice"),
         (["compare", "--json", __file__, __file__], "is named twice"),
-        (["watch", "1", "--fast"], "1 is a process, which takes no arguments; given: --fast"),
+        (["watch", "1", "--fast"], "1 is a process, which takes no arguments; options go before it: --fast"),
         (["report"], "Missing argument"),
         (["report", "nowhere.json"], "'nowhere.json' does not exist"),
         (["report", __file__, __file__, __file__], "3 files given"),
@@ -187,6 +187,23 @@ def test_a_command_that_is_to_end_ends_its_script_and_writes_what_it_saw(script,
     assert report.read(tmp_path / "looks.json")["command"] == "watch"
     profiling.stdout.close()
     watching.stdout.close()
+
+
+def test_what_an_interrupted_script_says_comes_whole(script, tmp_path):
+    path = script(
+        "import time\nprint('began', flush=True)\ntry:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(0.3)\n    print('ended')"
+    )
+    command = [sys.executable, "-m", "agentmem", "watch", "--interval", "0.1", "--json", "looks.json", path, "-v"]
+    watching = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=same_environment(), cwd=tmp_path,
+        start_new_session=True, preexec_fn=hear_interrupts,
+    )  # fmt: skip
+    while "began" not in watching.stdout.readline():
+        assert watching.poll() is None
+    os.killpg(watching.pid, signal.SIGINT)  # as a terminal does
+    assert "ended" in watching.communicate(timeout=30)[0]
+    assert report.read(tmp_path / "looks.json")["looks"][0]["command"] == f"{path} -v"
 
 
 def test_watch_of_no_process():

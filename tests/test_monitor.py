@@ -7,12 +7,15 @@ import threading
 import time
 import tracemalloc
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import agentmem as am
 from agentmem.profiler import Profiler
+from agentmem.profiler.monitor import judged
+from agentmem.profiler.records import Samples
 from agentmem.profiler.sampler import Sampler, Turns
 from reference import run_alone, same_environment
 
@@ -158,6 +161,19 @@ def test_a_look_that_fails_is_paid_for():
     with pytest.raises((ValueError, TypeError)):
         turns.next()
     assert [turns.next() for _ in range(5)] == [None] * 5
+
+
+def test_trends_are_by_sample_though_agents_are_looked_at_now_and_then():
+    profiler = Profiler(interval=1.0)
+    n = 600
+    seen = [None] * 3 + [1_000_000 + 500 * k if k % 5 == 0 else None for k in range(n)]
+    samples = Samples(1.0, tuple(map(float, range(n + 3))), (10**8,) * (n + 3), (None,) * (n + 3), tuple(seen))
+    trends = {trend.name: trend for trend in judged(samples)}
+    assert trends["agents"].verdict == "growing" and trends["agents"].slope == pytest.approx(500)
+    few = replace(samples, agents=(1_000, *[None] * 300, 2_000, *[None] * 300, 3_000))
+    [trend] = [trend for trend in judged(few) if trend.name == "agents"]
+    assert trend.verdict == "not enough data" and trend.samples == 3  # not 603
+    assert "traced" not in trends and profiler.profile().trends == ()
 
 
 def test_agents_of_one_name_count_each():

@@ -17,6 +17,7 @@ import test_verification
 from agentmem.profiler import (
     Profiler,
     comparison,
+    held,
     records,
     report,
     schema,
@@ -228,8 +229,22 @@ def test_what_was_not_looked_at_is_not_said_to_be_absent():
     nothing = replace(taken, label="too many", agents=None, parts=None, shared=None, mapped=None, traced=None)
     nothing = replace(nothing, process=records.ProcessMemory(10**12, 10**12, None))
     document = report.to_json(documents.profile(snapshots=(replace(taken, traced=None), nothing)))
-    assert text.fullest(document["profile"])["label"] == "too many"  # and not the one that could be looked at
+    assert held.fullest(document["profile"])["label"] == "too many"  # and not the one that could be looked at
     assert "no agents were looked at" in shown(document)
+
+
+def test_what_is_the_same_is_said_to_be():
+    assert "no figure differs" in shown(report.before_after(documents.SWEEP, documents.SWEEP))
+
+
+def test_what_grew_between_looks_is_shown():
+    first, last, rows = held.grown(documents.PROFILE["profile"])
+    assert (first["at"], last["at"]) == (9.0, 30.0)
+    assert rows == [("log", 20_190, 64_190), ("plan", None, 900)]
+    assert "what grew" in shown(documents.PROFILE) and "62.7 KiB" in shown(documents.PROFILE)
+    assert held.grown(documents.KILLED["profile"]) is None and "what grew" not in shown(documents.KILLED)
+    alone = report.to_json(documents.profile(snapshots=documents.profile().snapshots[:1]))
+    assert held.grown(alone["profile"]) is None
 
 
 def test_two_sweeps_side_by_side():

@@ -198,6 +198,15 @@ def test_looking_at_many_variables_takes_little_memory(profiled):
     assert max(profile.samples.rss) - profile.samples.rss[0] < 60 * MIB, looks
 
 
+def test_children_are_said_to_be_unseen(profiled):
+    alone, _, _, _ = profiled("x = 1")
+    assert not [note for note in alone.notes if "child" in note]
+    source = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'x = b\"x\" * 90_000_000'])"
+    profile, _, _, _ = profiled(source)
+    [note] = [note for note in profile.notes if "child" in note]
+    assert float(note.rpartition("had ")[2].split()[0]) > 90_000_000 / MIB
+
+
 def test_a_fork_does_not_report(profiled):
     profile, code, output, _ = profiled(
         "import os, sys\nchild = os.fork()\nif child: os.waitpid(child, 0)\n"

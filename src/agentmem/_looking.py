@@ -114,8 +114,8 @@ def profile(
     agentmem profile --lines 1 simulation.py
 
     SCRIPT runs as `python SCRIPT ARGUMENTS` would, in a process of its own, where a thread samples memory and now and
-    then looks at the variables of the script. However it ends, what was seen until then is reported, marked so. Ends
-    with the script's exit code.
+    then looks at the variables of the script, not at child processes. However it ends, what was seen until then is
+    reported, marked so. Ends with the script's exit code.
     """
     import click
 
@@ -145,9 +145,10 @@ def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: P
     agentmem watch 4711
     agentmem watch simulation.py --agents 100
 
-    Of any process: resident memory over time, its kinds, and the maps that grow most. A SCRIPT is run, and its
-    variables are shown too; what it prints comes when it has ended. Where the output is no terminal, a line for each
-    look. Ends when the process does, or at an interrupt or SIGTERM, which end a script too.
+    Of any process: resident memory over time, its kinds, and the maps that grow most; not of its children. A SCRIPT is
+    run, and its variables are shown too; what it prints comes when it has ended. Where the output is no terminal, there
+    is a line for each look, without variables. Ends when the process does, or at an interrupt or SIGTERM, which end a
+    script too.
     """
     import click
 
@@ -156,7 +157,8 @@ def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: P
     looks: deque[watching.Look] = deque(maxlen=LOOKS)
     if target.isdecimal() and not arguments:
         try:
-            _follow(int(target), interval, looks)
+            with suppress(KeyboardInterrupt):
+                _follow(int(target), interval, looks)
         except (ProcessLookupError, PermissionError) as error:
             raise click.ClickException(str(error)) from None
         name, code = f"process {target}", 0
@@ -165,7 +167,8 @@ def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: P
         name, code = _follow_script(Path(target), arguments, interval, looks)
         is_over = True
     elif target.isdecimal():
-        raise click.UsageError(f"{target} is a process, which takes no arguments; given: {' '.join(arguments)}")
+        given = " ".join(arguments)
+        raise click.UsageError(f"{target} is a process, which takes no arguments; options go before it: {given}")
     else:
         raise click.BadParameter(f"{target} is no number of a process, and no file", param_hint="PID|SCRIPT")
     if looks:
@@ -186,8 +189,8 @@ def _follow(
 
     console = Console()
     is_page = console.is_terminal and not console.is_dumb_terminal
-    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) if is_page else nullcontext() as shown:
-        for look in watching.watch(pid, interval):
+    with Live(console=console, auto_refresh=False) if is_page else nullcontext() as shown:
+        for look in watching.watch(pid, interval, None if run is None else run.command):
             looks.append(look)
             if shown is None:
                 click.echo(live.line(look))
@@ -214,8 +217,12 @@ def _follow_script(
             said.open("wb") if is_page else nullcontext() as output,
             script.Run(file, arguments, output=output) as run,
         ):
-            with suppress(ProcessLookupError):  # it may have ended already
+            try:
                 _follow(run.process.pid, interval, looks, run, said if is_page else None)
+            except ProcessLookupError:  # it has ended already
+                pass
+            except KeyboardInterrupt:
+                run.let_end()
             code = run.process.poll()
         if is_page:
             shutil.copyfileobj(said.open("rb"), sys.stdout.buffer)

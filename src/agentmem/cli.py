@@ -33,7 +33,8 @@ def main() -> None:
         package = (missing.name or "").partition(".")[0]
         if package not in ("click", "rich", "gymnasium", "pympler", "jinja2", "matplotlib"):
             raise
-        extra = "demo" if package in ("click", "rich", "gymnasium") else "profile"
+        looks = sys.argv[1:2] in (["profile"], ["watch"], ["report"])
+        extra = "profile" if looks or package in ("pympler", "jinja2", "matplotlib") else "demo"
         sys.exit(f"agentmem: {package} is not installed: pip install 'agentmem-native[{extra}]'")
 
 

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from typing import Any
 
 from agentmem.profiler import charts
+from agentmem.profiler.held import fullest, grown, holder, parts
 from agentmem.profiler.live import shortened
 from agentmem.profiler.reconcile import SIGHTS
 from agentmem.profiler.report import Document
-from agentmem.profiler.text import amount, fullest, holder, parts
+from agentmem.profiler.text import amount
 
 TEMPLATE = "report.html.j2"
 MOST_ROWS = 40
@@ -56,6 +57,7 @@ def to_html(document: Document) -> str:
         full=full,
         parts=[] if full is None or full["agents"] is None else parts(full),
         holder=None if full is None or full["agents"] is None else holder(full),
+        grown=None if kind != "profile" else grown(document["profile"]),
         sights=[asdict(sight) for sight in SIGHTS],
         changes=_grouped(document.get("changes", ())),
         charts=charts,

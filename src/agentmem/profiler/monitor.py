@@ -35,7 +35,7 @@ from agentmem.profiler.records import (
 )
 from agentmem.profiler.sampler import Sampler
 from agentmem.profiler.tracing import TRACING
-from agentmem.profiler.trend import detect_trend
+from agentmem.profiler.trend import FEWEST, detect_trend
 
 MOST_SNAPSHOTS = 100  # that are kept, the latest; a caller has the others
 MOST_FRAMES = 100     # of an allocation
@@ -232,6 +232,7 @@ class Profiler:
     def profile(self, command: str = "", *, ended: str = "still running", notes: tuple[str, ...] = ()) -> Profile:
         """All that was seen until now, as one record for `report`."""
         latest = self._snapshots[-1] if self._snapshots else None
+        samples = self.samples
         return Profile(
             command=command,
             started=self._started.isoformat(timespec="seconds"),
@@ -239,13 +240,13 @@ class Profiler:
             ended=ended,
             is_whole=ended != "still running",
             python=platform.python_version(),
-            platform=platform.platform(),
-            samples=self.samples,
+            platform=f"{platform.system()} {platform.release()} {platform.machine()}",  # platform() runs a command
+            samples=samples,
             snapshots=tuple(self._snapshots),
             events=tuple(self._events),
             operations=self.operations,
             hotspots=() if latest is None else snapshot.hotspots(latest),
-            trends=self._trends(),
+            trends=() if samples is None else judged(samples),
             reconciled=() if latest is None else reconcile(latest),
             notes=(*notes, *self._failures()),
         )
@@ -254,20 +255,19 @@ class Profiler:
         failures = {} if self._sampler is None else self._sampler.failures
         return [said if n == 1 else f"{n:,} times: {said}" for said, n in list(failures.items())]
 
-    def _trends(self) -> tuple[Trend, ...]:
-        """Of each series, as far as it was sampled."""
-        samples = self.samples
-        if samples is None:
-            return ()
-        series = {"RSS": samples.rss, "traced": samples.traced, "agents": samples.agents}
-        found = []
-        for name, values in series.items():
-            known = [(k, value) for k, value in enumerate(values) if value is not None]
-            if known:  # now and then at least: in between it goes straight
-                places, heights = np.array(known, float).T
-                even = np.interp(np.arange(places[0], places[-1] + 1), places, heights)
-                found.append(detect_trend(even, name=name, minimum_slope=growth.LEAST))
-        return tuple(found)
+
+def judged(samples: records.Samples) -> tuple[Trend, ...]:
+    """Whether each series grows, as far as it was sampled."""
+    series = {"RSS": samples.rss, "traced": samples.traced, "agents": samples.agents}
+    found = []
+    for name, values in series.items():
+        known = [(k, value) for k, value in enumerate(values) if value is not None]
+        if known:
+            places, heights = np.array(known, float).T
+            if len(known) >= FEWEST:  # in between it goes straight
+                heights = np.interp(np.arange(places[0], places[-1] + 1), places, heights)
+            found.append(detect_trend(heights, name=name, minimum_slope=growth.LEAST))
+    return tuple(found)
 
 
 def _check_text(text: object) -> None:

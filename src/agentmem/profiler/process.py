@@ -38,6 +38,14 @@ def peak_rss() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def children_peak_rss() -> int:
+    """The most that a child process had resident which has ended and was waited for; 0 if there was none."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def process_memory() -> ProcessMemory:
     """All three figures; `pss` where Linux keeps a `smaps_rollup`. It goes through all pages: 0.1 ms to 10 ms a GiB."""
     pss = None

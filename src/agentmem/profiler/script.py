@@ -27,7 +27,7 @@ from typing import IO, Self
 
 from agentmem.footprint import in_units
 from agentmem.profiler.monitor import Profiler
-from agentmem.profiler.process import peak_rss, rss
+from agentmem.profiler.process import children_peak_rss, peak_rss, rss
 from agentmem.profiler.records import Profile
 from agentmem.profiler.report import Document, from_json, to_json
 
@@ -98,6 +98,11 @@ class Run:
             return None
         return from_json(document)
 
+    def let_end(self) -> None:
+        """Give a script that was interrupted, as this process was, a second to say so."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)
+
     def wait(self) -> Profile:
         """Let the script end, and return what was seen of it; if nothing was, a profile that says so.
 
@@ -151,6 +156,8 @@ def _child() -> None:
             states.stop()
             profiler.end_samples()  # what comes now is the profiler's
             states.duration = profiler.seconds
+            if largest := children_peak_rss():
+                states.note(f"of its child processes nothing is in here; the largest had {in_units(largest)} resident")
             states.look("end", types=find_spec("pympler") is not None, counters=True)
     if os.getpid() == process:
         states.write(ended)
@@ -237,14 +244,14 @@ class _States:
         began, before, highest = time.monotonic(), rss(), peak_rss()
         try:
             if self._profiler.snapshot(label, types=types, counters=counters).agents is None:
-                self._note(f"its variables lead to over {MOST_OBJECTS:,} objects, and were not looked at then")
+                self.note(f"its variables lead to over {MOST_OBJECTS:,} objects, and were not looked at then")
         except Exception as error:
-            self._note(f"a look at what the script holds failed: {type(error).__name__}")
+            self.note(f"a look at what the script holds failed: {type(error).__name__}")
         peak = peak_rss()
         self._taken = max(self._taken, (peak if peak > highest else rss()) - before)
         return time.monotonic() - began
 
-    def _note(self, said: str) -> None:
+    def note(self, said: str) -> None:
         self.notes = tuple(dict.fromkeys([*self.notes, said]))
 
     def write(self, ended: str) -> None:

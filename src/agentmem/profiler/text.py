@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentmem.footprint import in_units
+from agentmem.profiler.held import fullest, grown, holder, parts
 from agentmem.profiler.live import shortened, sparkline
 from agentmem.profiler.report import Document
 from agentmem.profiler.tables import figure
@@ -71,6 +72,8 @@ def _profile(profile: dict[str, Any]) -> Iterator[RenderableType]:
     if (full := fullest(profile)) is not None:
         yield from _held(full)
         yield from _lines_and_types(full, profile["snapshots"][-1])
+    if (changed := grown(profile)) is not None:
+        yield _grown(*changed)
     for title, heads, rows in (_hotspots(profile), _operations(profile), _trends(profile), _reconciled(profile)):
         if rows:
             yield _table(title, heads, rows)
@@ -78,12 +81,6 @@ def _profile(profile: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 Rows = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # with a title, and heads of the columns
-
-
-def holder(taken: dict[str, Any]) -> str:
-    """Whose parts are in a snapshot: its only agent, or how many there are."""
-    agents = taken["agents"]
-    return str(agents[0]["name"]) if len(agents) == 1 else f"{len(agents):,} agents"
 
 
 def _hotspots(profile: dict[str, Any]) -> Rows:
@@ -147,6 +144,12 @@ def _memory(profile: dict[str, Any]) -> Iterator[RenderableType]:
     )
 
 
+def _grown(first: dict[str, Any], last: dict[str, Any], rows: list[tuple[str, int | None, int]]) -> RenderableType:
+    heads = "", *(f"at {taken['at']:.1f} s" for taken in (first, last))
+    said = [(_tail(name), "" if was is None else in_units(was), in_units(now)) for name, was, now in rows[:MOST]]
+    return _table("what grew from one look to a later one", heads, said)
+
+
 def _held(taken: dict[str, Any]) -> Iterator[RenderableType]:
     from rich.text import Text
 
@@ -155,33 +158,6 @@ def _held(taken: dict[str, Any]) -> Iterator[RenderableType]:
         return
     rows = [(name, in_units(nbytes)) for name, nbytes in parts(taken)[:MOST]]
     yield _table(f"what {holder(taken)} held, at {taken['label']!r}", ("", ""), rows)
-
-
-def fullest(profile: dict[str, Any]) -> dict[str, Any] | None:
-    """The snapshot in which most was held, by what all of them tell; of equal ones the last."""
-    snapshots = profile["snapshots"]
-
-    def held(taken: dict[str, Any]) -> int:
-        if all(one["traced"] for one in snapshots):
-            return int(taken["traced"]["nbytes"])
-        if any(one["parts"] is None or one["shared"] is None for one in snapshots):
-            return int(taken["process"]["rss"])
-        return int(sum(taken["parts"].values()) + sum(part["nbytes"] for part in taken["shared"]))
-
-    full: dict[str, Any] | None = max(reversed(snapshots), key=held, default=None)
-    return full
-
-
-def parts(taken: dict[str, Any]) -> list[tuple[str, int]]:
-    """What the agents of a snapshot held, by part, all agents together and shared parts once; the largest first."""
-    rows = [(name, nbytes) for name, nbytes in (taken["parts"] or {}).items() if not _is_modules_own(name)]
-    rows += [(f"{part['name']}, shared by {part['holders']}", part["nbytes"]) for part in taken["shared"] or ()]
-    return sorted(rows, key=lambda row: (-row[1], row[0]))
-
-
-def _is_modules_own(name: str) -> bool:
-    """As `__name__` and `__builtins__`."""
-    return name.startswith("__") and name.endswith("__")
 
 
 def _lines_and_types(taken: dict[str, Any], last: dict[str, Any]) -> Iterator[RenderableType]:
@@ -244,6 +220,8 @@ def _measurements(document: Document) -> Iterator[RenderableType]:
 
 
 def _before_after(document: Document) -> Iterator[RenderableType]:
+    from rich.text import Text
+
     rows = [
         (one["what"], amount(one["before"], one["unit"]), amount(one["after"], one["unit"]), _ratio(**one))
         for one in document["changes"]
@@ -251,6 +229,8 @@ def _before_after(document: Document) -> Iterator[RenderableType]:
     ]
     title = " -> ".join(shortened(_name(document[side]), 36) for side in ("before", "after"))
     yield _table(title, ("", "before", "after", ""), rows)
+    if not rows:
+        yield Text("no figure differs")
 
 
 def _tail(where: str, most: int = 56) -> str:

@@ -42,8 +42,8 @@ class Look:
     growers: tuple[Grower, ...]
 
 
-def watch(pid: int, interval: float) -> Iterator[Look]:
-    """Look at a process every `interval` seconds until it ends.
+def watch(pid: int, interval: float, command: str | None = None) -> Iterator[Look]:
+    """Look at a process every `interval` seconds until it ends. Its command is what the system says unless told.
 
     Raises ProcessLookupError where there is none, and PermissionError where it belongs to another user.
     """
@@ -60,7 +60,7 @@ def watch(pid: int, interval: float) -> Iterator[Look]:
         raise PermissionError(f"process {pid} belongs to another user, {user}: its memory is hidden") from None
     if "VmRSS" not in _status(home):
         raise ProcessLookupError(f"process {pid} has no memory of its own: it is one of the kernel's, or has ended")
-    command = _command(home)
+    command = _command(home) if command is None else command
     zero = time.monotonic()
     growers: tuple[Grower, ...] = ()
     mapped_at, cost = zero, 0.0
