@@ -182,12 +182,12 @@ def test_agents_of_one_name_count_each():
 
 
 def test_no_sample_is_taken_but_the_next_ones_are(monkeypatch):
-    def full():
+    def full(self):
         raise OSError("too many open files")
 
     with Profiler(interval=0.005) as profiler:
         wait_for(lambda: len(profiler.samples.seconds) >= 3)
-        monkeypatch.setattr("agentmem.profiler.sampler.rss", full)
+        monkeypatch.setattr("agentmem.profiler.process.Resident.now", full)
         wait_for(lambda: profiler._sampler.failures)
         monkeypatch.undo()
         n = len(profiler.samples.seconds)

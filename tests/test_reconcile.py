@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import agentmem as am
 from agentmem.footprint import Walk
 from agentmem.profiler import Profiler
 from agentmem.profiler.agents import counters
-from agentmem.profiler.process import process_memory
+from agentmem.profiler.process import Resident, process_memory, rss
 from agentmem.profiler.reconcile import SIGHTS, reconcile
 from agentmem.profiler.records import ProcessMemory
 from reference import run_alone
@@ -197,6 +198,25 @@ def test_what_was_not_measured_is_null():
     lines = {line.what: line.nbytes for line in Profiler().reconcile()}
     assert lines["traced"] is None and lines["all that the agents hold"] is None
     assert lines["resident, and not traced"] is None and lines["resident"] > 0
+
+
+def test_a_file_that_stays_open_tells_what_a_new_one_does():
+    resident = Resident()
+    table = np.zeros(SIZE, np.uint8)
+    before = resident.now()
+    table[:] = 1
+    assert abs(resident.now() - before - SIZE) < 2**20 and abs(resident.now() - rss()) < 2**20
+    number = resident._file
+    os.close(number)  # as a program does that becomes a daemon
+    assert abs(resident.now() - rss()) < 2**20
+    resident.close()
+    with tempfile.TemporaryFile() as other:
+        other.write(b"no figures here")
+        other.flush()
+        resident._file = other.fileno()
+        assert abs(resident.now() - rss()) < 2**20
+        assert not other.closed and resident.now() > 0
+    resident.close()
 
 
 def test_the_process_is_what_psutil_says():

@@ -16,7 +16,7 @@ import numpy as np
 from agentmem.footprint import Walk
 from agentmem.history import HistoryBuffer
 from agentmem.profiler.agents import Agents, TooManyObjects, holdings, named
-from agentmem.profiler.process import rss
+from agentmem.profiler.process import Resident
 from agentmem.profiler.records import Samples
 
 SHARE = 0.004  # of one core, that footprints take
@@ -46,7 +46,8 @@ class Sampler:
     all to the next. One thread, which ends with the process; `samples` may be called from any.
     """
 
-    __slots__ = ("_cpu", "_interval", "_lock", "_overruns", "_ring", "_stop", "_thread", "_turns", "_zero", "failures")
+    __slots__ = ("_cpu", "_interval", "_lock", "_overruns", "_resident", "_ring", "_stop", "_thread", "_turns", "_zero",
+                 "failures")  # fmt: skip
 
     def __init__(
         self, interval: float, agents: Agents | None, *, capacity: int, zero: float, most_objects: int | None = None
@@ -57,7 +58,7 @@ class Sampler:
         self._turns = None if agents is None else Turns(agents, SHARE * interval, most_objects)
         self.failures: dict[str, int] = {}  # what failed, and how often
         self._ring = HistoryBuffer(capacity, dtype=SAMPLE)
-        self._overruns, self._cpu = 0, 0.0
+        self._overruns, self._cpu, self._resident = 0, 0.0, Resident()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -82,6 +83,7 @@ class Sampler:
             self._sample()
             self._cpu = time.thread_time()
             if is_last:
+                self._resident.close()
                 self._turns = None  # nothing of the agents is kept
                 return
             due += self._interval
@@ -103,7 +105,7 @@ class Sampler:
             self._failed(f"a look at agents failed: {type(error).__name__}")
         known = UNKNOWN if agents is None else agents
         try:
-            row = np.array((time.perf_counter() - self._zero, rss(), traced, known), SAMPLE)
+            row = np.array((time.perf_counter() - self._zero, self._resident.now(), traced, known), SAMPLE)
             with self._lock:
                 self._ring.append(row)
         except Exception as error:  # no file can be opened, no memory is left
