@@ -241,14 +241,12 @@ class _States:
 
     def look(self, label: str, *, types: bool = False, counters: bool = False) -> float:
         """Take a snapshot, and return the seconds it took. What a script holds may raise when it is looked at."""
-        began, before, highest = time.monotonic(), rss(), peak_rss()
+        began = time.monotonic()
         try:
             if self._profiler.snapshot(label, types=types, counters=counters).agents is None:
                 self.note(f"its variables lead to over {MOST_OBJECTS:,} objects, and were not looked at then")
         except Exception as error:
             self.note(f"a look at what the script holds failed: {type(error).__name__}")
-        peak = peak_rss()
-        self._taken = max(self._taken, (peak if peak > highest else rss()) - before)
         return time.monotonic() - began
 
     def note(self, said: str) -> None:
@@ -270,7 +268,10 @@ class _States:
         while not self._stop.wait(pause):
             began = time.monotonic()
             if began - looked > max(look, PATIENCE * cost):
+                before, highest = rss(), peak_rss()
                 cost = self.look("while it runs")
+                peak = peak_rss()
+                self._taken = max(self._taken, (peak if peak > highest else rss()) - before)
                 look, looked = min(2 * look, LOOK), began
             self.write("still running")
             pause = max(EVERY, PATIENCE * (time.monotonic() - began))
