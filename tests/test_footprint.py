@@ -191,6 +191,29 @@ def test_hostile_objects_are_counted_as_plain_ones():
     hostile.data = np.zeros(1_000)
     assert 8_000 < footprint([hostile]).total < 8_400
 
+    class Table(np.ndarray):
+        @property
+        def nbytes(self):
+            raise RuntimeError
+
+        def view(self, *args):
+            raise RuntimeError
+
+    class Text:
+        def __init__(self, error):
+            self.error = error
+
+        def __str__(self):
+            raise RuntimeError
+
+        def __sizeof__(self):
+            raise self.error()
+
+    tables = np.ndarray.view(np.zeros(100), Table), np.ndarray.view(np.array([np.zeros(100)]), Table)
+    assert 1_600 < footprint({Text(TypeError): tables}).total < 3_000
+    assert total(Text(TypeError)) == total(Text(RuntimeError)) > 0
+    assert total(type("Module", (), {"__globals__": {}})()) > 0
+
 
 def test_what_only_looks_like_a_container_is_walked():
     class Column:

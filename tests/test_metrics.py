@@ -149,6 +149,11 @@ def test_an_agent_that_raises_hides_no_other():
     assert found["agentmem_failed_looks_total",] == 0
 
 
+def test_agents_of_one_name_count_together():
+    found = told(Exporter(Profiler({1: am.Budget("10 MB"), "1": am.Budget("20 MB")})))
+    assert found["agentmem_budget_limit_bytes", "1"] == 30_000_000
+
+
 def test_counts_never_fall():
     profiler = Profiler()
     for k in range(2 * MOST_NAMES):

@@ -315,6 +315,13 @@ def test_profilers_trace_together():
         with Profiler(lines=1):
             assert third.snapshot().traced is not None
     assert not tracemalloc.is_tracing()
+    with Profiler(lines=1):
+        tracemalloc.stop()
+        tracemalloc.start()  # which is the program's own
+        with Profiler(lines=1):
+            pass
+    assert tracemalloc.is_tracing()
+    tracemalloc.stop()
 
 
 def test_a_profiler_that_found_tracing_leaves_it():

@@ -5,6 +5,7 @@ import inspect
 import threading
 import time
 import tracemalloc
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -100,29 +101,86 @@ def test_a_task_that_outlives_the_block_it_began_in_counts():
 
     async def work():
         with operation:
-            time.sleep(0.02)
+            await asyncio.sleep(0.03)
 
     async def main():
         with operation:
             task = asyncio.create_task(work())
+            await asyncio.sleep(0)  # it has begun
         await task
 
     asyncio.run(main())
-    assert operation.record.calls == 2 and operation.record.seconds >= operation.record.longest >= 0.02
+    assert operation.record.calls == 2 and operation.record.seconds >= operation.record.longest >= 0.03
 
 
-def test_a_block_may_end_on_another_thread():
-    operation = Operation("both")
+def walked(operation):
+    with operation:
+        yield 1
+        yield 2
 
-    def walk():
-        with operation:
-            yield 1
 
-    walking = walk()
-    next(walking)
-    thread = threading.Thread(target=walking.close)
+def test_a_block_of_a_generator_ends_on_another_thread(tracing):
+    operation, raised = Operation("both"), []
+
+    def close(*walks):
+        try:
+            with operation:  # which is not what ends
+                for walk in walks:
+                    walk.close()
+                time.sleep(0.02)
+        except BaseException as error:
+            raised.append(error)
+
+    walks = [walked(operation), walked(operation)]
+    for walk in walks:
+        next(walk)
+    thread = threading.Thread(target=close, args=walks)
     thread.start()
     thread.join()
+    assert raised == [] and operation.record.calls == 3 and operation.record.longest >= 0.02
+    assert operation._open == []
+
+
+def test_a_block_of_an_async_generator_ends_in_another_task(tracing):
+    operation = Operation("both")
+
+    async def walk():
+        with operation:
+            yield 1
+            yield 2
+
+    async def main():
+        with operation:
+            async for _ in walk():
+                break
+            await asyncio.sleep(0.01)
+            time.sleep(0.03)
+
+    asyncio.run(main())
+    record = operation.record
+    assert record.calls == 2 and record.longest >= 0.03 and record.seconds >= record.longest
+
+
+def test_a_block_of_an_exit_stack_ends():
+    operation = Operation("both")
+    with ExitStack() as stack:
+        stack.enter_context(operation)
+        stack.enter_context(operation)
+    assert operation.record.calls == 2 and operation._open == []
+
+
+def test_tracing_that_begins_anew_forgets_its_peak():
+    operation = Operation("both")
+    tracemalloc.start()
+    kept = np.ones(40 * MIB, np.uint8)
+    assert TRACING.highest() >= 40 * MIB
+    with operation:
+        kept = None
+        tracemalloc.stop()
+        tracemalloc.start()
+        assert TRACING.highest() < MIB
+    tracemalloc.stop()
+    assert kept is None and operation.record.retained == 0
 
 
 def test_methods_of_all_kinds():

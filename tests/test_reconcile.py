@@ -159,6 +159,14 @@ def test_containers_in_containers_count_once():
     assert counters([column]) == column.nbytes
 
 
+def test_a_model_of_ones_own_counts_once():
+    class Mine(am.Model):
+        pass
+
+    model = Mine(np.eye(20), np.ones((20, 1)))
+    assert counters([model]) == model.nbytes
+
+
 def test_what_a_container_does_not_count_counts_beside_it():
     model = am.Model(np.eye(200), np.ones((200, 1)))
     crowd = am.Population(model, n_agents=30)
@@ -211,12 +219,15 @@ def test_a_file_that_stays_open_tells_what_a_new_one_does():
     assert abs(resident.now() - rss()) < 2**20
     resident.close()
     with tempfile.TemporaryFile() as other:
-        other.write(b"no figures here")
+        other.write(b"1 2 3")
         other.flush()
-        resident._file = other.fileno()
+        resident.now()
+        os.close(resident._file)
+        resident._file = other.fileno()  # a program's own, of the same number
         assert abs(resident.now() - rss()) < 2**20
-        assert not other.closed and resident.now() > 0
-    resident.close()
+        resident._file = other.fileno()
+        resident.close()
+        assert os.fstat(other.fileno())
 
 
 def test_the_process_is_what_psutil_says():

@@ -243,6 +243,16 @@ def test_what_grew_between_looks_is_shown():
     assert rows == [("log", 20_190, 64_190), ("plan", None, 900)]
     assert "what grew" in shown(documents.PROFILE) and "62.7 KiB" in shown(documents.PROFILE)
     assert held.grown(documents.KILLED["profile"]) is None and "what grew" not in shown(documents.KILLED)
+    snapshots = documents.profile().snapshots
+    more = records.SharedPart("robot 0.model", 800_000, 21)  # it has one more holder, and takes no more
+    shared = documents.profile(snapshots=(*snapshots[:2], replace(snapshots[2], shared=(more,))))
+    assert len(held.grown(report.to_json(shared)["profile"])[2]) == 2
+    nothing = {"agents": None, "parts": None, "shared": None, "mapped": None}
+    lines = [replace(one, **nothing) for one in snapshots]
+    grows = records.Line("simulation.py:12", 25 * 2**20, 9)
+    lines[2] = replace(lines[2], traced=replace(lines[2].traced, lines=(grows,)))
+    found = held.grown(report.to_json(documents.profile(snapshots=tuple(lines)))["profile"])
+    assert found[2] == [("simulation.py:12", 20 * 2**20, 25 * 2**20)]
     alone = report.to_json(documents.profile(snapshots=documents.profile().snapshots[:1]))
     assert held.grown(alone["profile"]) is None
 

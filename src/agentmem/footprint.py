@@ -26,6 +26,7 @@ from agentmem._core import Ids, scratch_nbytes
 ITSELF = "(itself)"  # the part of what has no name, the object's own header first
 MAPPED = "(mapped)"  # the part of the file in which a container's arrays lie
 MAX_PARTS = 10_000
+NBYTES = np.ndarray.nbytes.__get__
 Way = Callable[[Any], list[Any]]
 
 # These belong to the program: never counted, never entered.
@@ -158,15 +159,12 @@ class Walk:
                 seen.add(key)
                 kept.append(item)
                 held = way(item)
-                try:
-                    nbytes = sys.getsizeof(item, 0)
-                except Exception:  # of the object's own code
-                    nbytes = object.__sizeof__(item)
+                nbytes = _size(item)
                 if way is _in_object and not (len(held) == 2 and type(held[0]) is dict):
                     nbytes += 8 * len(held) + (len(held) + BLOCK_EXTRA) // 8 * 8
                 if way is _in_array:
                     owner = _owner(item)
-                    omitted, before = _omitted(owner, item.nbytes), owners.get(id(owner), 0)
+                    omitted, before = _omitted(owner, NBYTES(item)), owners.get(id(owner), 0)
                     if omitted > before:
                         nbytes += omitted - before
                         owners[id(owner)] = omitted
@@ -190,6 +188,20 @@ def in_units(nbytes: float) -> str:
     return f"{nbytes:,.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
 
 
+def _size(item: object) -> int:
+    try:
+        return sys.getsizeof(item)
+    except Exception:  # of the object's own code
+        return object.__sizeof__(item)
+
+
+def _text(name: object) -> str:
+    try:
+        return str(name)
+    except Exception:
+        return f"({type(name).__name__})"
+
+
 def is_container(kind: type) -> bool:
     """Whether it is one of agentmem's, which name their parts and count their bytes, or made from one."""
     return any("from_buffers" in vars(base) and base.__module__.split(".")[0] == "agentmem" for base in kind.__mro__)
@@ -205,7 +217,7 @@ def _way_into(kind: type, ignore: type | tuple[type, ...]) -> Way | None:
     if issubclass(kind, (PROGRAM, ignore)):
         return None
     if _has(kind, "__globals__"):  # a function, compiled ones too: not what its module holds
-        return lambda item: [item.__closure__, item.__defaults__, item.__kwdefaults__]
+        return lambda item: [getattr(item, name, None) for name in ("__closure__", "__defaults__", "__kwdefaults__")]
     if issubclass(kind, dict):  # the garbage collector passes over strings
         return lambda item: [*gc.get_referents(item), *dict.keys(item)]
     if issubclass(kind, list | tuple):  # the garbage collector begins at their end
@@ -229,7 +241,7 @@ def _in_map(item: Any) -> list[Any]:
 
 
 def _in_array(array: Any) -> list[Any]:
-    elements = _elements(array.view(np.ndarray)) if array.dtype.hasobject and array.base is None else []
+    elements = _elements(np.ndarray.view(array, np.ndarray)) if array.dtype.hasobject and array.base is None else []
     return [*gc.get_referents(array), array.base, *elements]
 
 
@@ -251,7 +263,7 @@ def _omitted(owner: object, nbytes: int) -> int:
         return 0
     with suppress(TypeError, ValueError):  # of a small view the whole buffer counts
         nbytes = max(nbytes, memoryview(owner).nbytes)  # type: ignore[arg-type]
-    return nbytes if sys.getsizeof(owner, 0) < nbytes else 0
+    return nbytes if _size(owner) < nbytes else 0
 
 
 def _holds_objects(item: object) -> bool:
@@ -277,7 +289,7 @@ def _named(obj: Any, members: list[tuple[str, MemberDescriptorType]]) -> Iterato
             yield name, array
             yield MAPPED if isinstance(_owner(array), mmap.mmap) else name, _owner(array)
     if issubclass(kind, dict):
-        yield from ((str(key), value) for key, value in dict.copy(obj).items())
+        yield from ((_text(key), value) for key, value in dict.copy(obj).items())
     elif issubclass(kind, list | tuple | deque | np.ndarray):
         elements = _elements(obj) if issubclass(kind, np.ndarray) else [*obj]
         yield from ((f"[{i}]", value) for i, value in enumerate(elements))
@@ -286,4 +298,4 @@ def _named(obj: Any, members: list[tuple[str, MemberDescriptorType]]) -> Iterato
             yield name, member.__get__(obj)
     with suppress(AttributeError, TypeError):
         attributes = dict.copy(object.__getattribute__(obj, "__dict__"))
-        yield from ((str(name), value) for name, value in attributes.items())
+        yield from ((_text(name), value) for name, value in attributes.items())

@@ -172,7 +172,7 @@ def counters(agents: Agents) -> int:
 
 def _counted_in(container: Any) -> list[object]:
     """What else its `nbytes` has: not a model that it uses, nor a budget that it is under."""
-    others = Budget if type(container) is Model else (Budget, Model)
+    others = Budget if isinstance(container, Model) else (Budget, Model)
     return [item for item, _, _ in Walk(others).over(container) if item is not container]
 
 

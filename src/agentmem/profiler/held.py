@@ -39,18 +39,30 @@ def grown(profile: dict[str, Any]) -> Grown | None:
     """The first snapshot after a fifth of the time, for what warms up, the last one, and what that holds more of: parts
     and lines, how much at first, None where it was not there, and at last. None if there are no two, or nothing grew.
     """
-    looked = [taken for taken in profile["snapshots"] if taken["parts"] is not None]
+    looked = [taken for taken in profile["snapshots"] if taken["parts"] is not None or taken["traced"] is not None]
     if not looked:
         return None
     last = looked[-1]
     first = next(taken for taken in looked if taken["at"] >= 0.2 * last["at"])
-    before, lines = dict(parts(first)), _lines(first)
-    rows = [(name, before.get(name), nbytes) for name, nbytes in parts(last)]
+    rows: list[tuple[str, int | None, int]] = []
+    if first["parts"] is not None and last["parts"] is not None:
+        for names in _part_bytes, _shared_bytes:
+            before = names(first)
+            rows += [(name, before.get(name), nbytes) for name, nbytes in names(last).items()]
+    lines = _lines(first)
     # Of many lines the largest are kept: one that is not in the first may have been there.
     rows += [(where, lines[where], nbytes) for where, nbytes in _lines(last).items() if where in lines]
     rows = [row for row in rows if row[2] > (row[1] or 0)]
     rows.sort(key=lambda row: ((row[1] or 0) - row[2], row[0]))
     return (first, last, rows) if rows else None
+
+
+def _part_bytes(taken: dict[str, Any]) -> dict[str, int]:
+    return {name: nbytes for name, nbytes in taken["parts"].items() if not _is_modules_own(name)}
+
+
+def _shared_bytes(taken: dict[str, Any]) -> dict[str, int]:
+    return {f"{part['name']}, shared": part["nbytes"] for part in taken["shared"] or ()}
 
 
 def _lines(taken: dict[str, Any]) -> dict[str, int]:

@@ -86,7 +86,11 @@ class Exporter:
             some = [(name, agent) for name, agent in known if issubclass(type(agent), classes)]
             for figure, (text, measure) in figures.items():
                 values = [(name, self._tried(partial(measure, agent))) for name, agent in some]
-                yield _gauge(f"{kind}_{figure}", text, kind, {k: value for k, value in values if value is not None})
+                by_name: Counter[str] = Counter()
+                for name, value in values:
+                    if value is not None:
+                        by_name[name] += value
+                yield _gauge(f"{kind}_{figure}", text, kind, by_name)
         yield _family("Counter", "failed_looks", "Looks at agents that raised", None, {"": self._failures})
 
     def describe(self) -> list[Any]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 import time
 import tracemalloc
 import types
 from collections.abc import Callable, Generator
-from contextvars import ContextVar
+from contextlib import suppress
 from typing import Any, Literal, Self, TypeVar, cast
 
 from agentmem.profiler import records
@@ -30,8 +31,8 @@ class Operation:
     """Measures what is done under one name, any number of times; a context manager and a decorator.
 
     Functions, generators and coroutines may be decorated; of the latter two only what runs counts, not what waits.
-    Blocks may be nested, and run on several threads. A block in a generator that is left in the middle is measured with
-    what others do meanwhile: decorate the generator instead.
+    Blocks may be nested, and run on several threads and tasks. A block in a generator is measured with what others do
+    while it is left: decorate the generator instead.
 
     Raises
     ------
@@ -57,29 +58,35 @@ class Operation:
     def __init__(self, name: str) -> None:
         self.name = name
         self._lock = threading.RLock()
-        # The calls of this name that are open here, outermost first: each thread and each asyncio task has its own.
-        self._open: ContextVar[tuple[_Call, ...]] = ContextVar(f"blocks of {name}", default=())
+        self._open: list[_Call] = []  # those that run
         self._calls, self._seconds, self._longest = 0, 0.0, 0.0
         self._largest: _Call | None = None
 
     def __enter__(self) -> Self:
-        self._resume(_Call())
+        self._resume(_Call(id(sys._getframe(1))))
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if calls := self._open.get():  # else it was entered on another thread, by a generator that this one closes
-            self._wait(calls[-1])
-            self._count(calls[-1])
+        # A block ends in the frame that entered it, a generator's maybe on another thread; one of an ExitStack does not.
+        frame, place = id(sys._getframe(1)), _place()
+        with self._lock:
+            blocks = [call for call in self._open if call.frame]
+            same = [call for call in blocks if call.frame == frame] or [call for call in blocks if call.place == place]
+        if same:
+            self._wait(same[-1])
+            self._count(same[-1])
 
     def _resume(self, call: _Call) -> None:
-        around = self._open.get()
-        call.is_inner = any(one.runs for one in around)  # of a task, the calls that were open where it began
-        self._open.set((*around, call))
+        call.place = _place()
+        with self._lock:
+            call.is_inner = any(one.place == call.place for one in self._open)
+            self._open.append(call)
         call.resume()
 
     def _wait(self, call: _Call) -> None:
         call.wait()
-        self._open.set(tuple([one for one in self._open.get() if one is not call]))
+        with self._lock:
+            self._open.remove(call)
 
     def __call__(self, work: F) -> F:
         """`work` with each of its calls measured."""
@@ -155,34 +162,46 @@ class Operation:
             )
 
 
+def _place() -> tuple[int, object]:
+    """This thread, and the asyncio task that it runs."""
+    task = None
+    if "asyncio" in sys.modules:
+        with suppress(RuntimeError):  # no loop runs
+            task = sys.modules["asyncio"].current_task()
+    return threading.get_ident(), task
+
+
 class _Call:
     """One call: seconds it ran, its peak above its start if that is known, and what it left behind, in stretches."""
 
-    __slots__ = ("_began", "_highest", "_least", "inner", "is_inner", "measured", "peak", "retained", "runs", "seconds")
+    __slots__ = ("_began", "_highest", "_least", "_session", "frame", "inner", "is_inner", "measured", "peak", "place",
+                 "retained", "seconds")  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, frame: int = 0) -> None:
+        self.frame = frame  # that entered the block, if it is one
+        self.place: tuple[int, object] = (0, None)
         self.seconds, self.retained = 0.0, 0
         self.inner = 0.0  # of the seconds, those within another call of the same name
-        self.is_inner = self.runs = False
+        self.is_inner = False
         self.peak: int | None = 0
         self.measured: Literal["traced", "rss"] = "traced" if tracemalloc.is_tracing() else "rss"
 
     def resume(self) -> None:
-        self.runs = True
-        self._least = self._highest = TRACING.enter(self) if self.measured == "traced" else rss()
-        if self.measured == "rss":
-            self._highest = peak_rss()
+        if self.measured == "traced":
+            self._least = self._highest = TRACING.enter(self)
+            self._session = TRACING.session
+        else:
+            self._least, self._highest = rss(), peak_rss()
         self._began = time.perf_counter()
 
     def wait(self) -> None:
         seconds = time.perf_counter() - self._began
-        self.runs = False
         self.seconds += seconds
         self.inner += seconds if self.is_inner else 0.0
         if self.measured == "traced":
             now = TRACING.leave(self)
             highest: int | None = self._highest
-            if not tracemalloc.is_tracing():
+            if TRACING.session != self._session:  # tracing ended meanwhile
                 now = highest = self._least
         else:
             now, most = rss(), peak_rss()

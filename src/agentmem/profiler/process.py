@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from agentmem.profiler.records import ProcessMemory
@@ -27,24 +28,33 @@ class Resident:
     and gets it back late where other threads are busy. Of the process that made it, not of one that it forks.
     """
 
-    __slots__ = ("_file",)
+    __slots__ = ("_file", "_node")
 
     def __init__(self) -> None:
         self._file: int | None = None
+        self._node = 0, 0
 
     def now(self) -> int:
         try:
             if self._file is None:
                 self._file = os.open("/proc/self/statm", os.O_RDONLY)
-            return int(os.pread(self._file, 200, 0).split()[1]) * PAGE
-        except (OSError, ValueError, IndexError):  # not Linux; or the program has closed all files, and opened others
+                self._node = _node(self._file)
+            _, resident, _, _, _, _, _ = os.pread(self._file, 200, 0).split()
+            return int(resident) * PAGE
+        except (OSError, ValueError):  # not Linux; or the program has closed all files, and opened others
             self._file = None
             return rss()
 
     def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        with suppress(OSError):
+            if self._file is not None and _node(self._file) == self._node:
+                os.close(self._file)
+        self._file = None
+
+
+def _node(file: int) -> tuple[int, int]:
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino
 
 
 def peak_rss() -> int:

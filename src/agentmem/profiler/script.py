@@ -157,7 +157,9 @@ def _child() -> None:
             profiler.end_samples()  # what comes now is the profiler's
             states.duration = profiler.seconds
             if largest := children_peak_rss():
-                states.note(f"of its child processes nothing is in here; the largest had {in_units(largest)} resident")
+                # Linux hands a parent's figure down to a child: only a higher one must be a child's.
+                had = f": one had {in_units(largest)} resident" if largest > peak_rss() else ""
+                states.note(f"of its child processes nothing is in here{had}")
             states.look("end", types=find_spec("pympler") is not None, counters=True)
     if os.getpid() == process:
         states.write(ended)
@@ -273,5 +275,8 @@ class _States:
                 peak = peak_rss()
                 self._taken = max(self._taken, (peak if peak > highest else rss()) - before)
                 look, looked = min(2 * look, LOOK), began
-            self.write("still running")
+            try:
+                self.write("still running")
+            except Exception as error:  # the next one may be written
+                self.note(f"a state was not written: {type(error).__name__}")
             pause = max(EVERY, PATIENCE * (time.monotonic() - began))

@@ -34,7 +34,7 @@ from agentmem.profiler.tracing import TRACING
 
 MOST = 200  # lines and types that are kept, of thousands: those that hold most
 MOST_CHANGES = 50
-OURS = "agentmem-"  # names of the profiler's threads, in which no tuple is made of a generator
+OURS = "agentmem-sampler"  # the profiler's thread, in which no tuple is made of a generator
 HERE = os.path.dirname(__file__) + os.sep
 LOOKING = HERE, Walk.over.__code__.co_filename, tracemalloc.__file__  # is not what is looked for
 RUNNING = tuple(HERE + name for name in ("script.py", "operations.py", "growth.py", "monitor.py"))  # what others wrote
@@ -102,12 +102,12 @@ def _is_ours(traceback: tracemalloc.Traceback) -> bool:
 
 
 def _others_run() -> bool:
-    """Whether there are threads that the profiler did not begin.
+    """Whether there are threads but this one and those that sample.
 
     While one of them makes a tuple of what a generator yields, CPython fails if another holds a reference to it; and
     who lists all objects holds one to each.
     """
-    ours = {thread.ident for thread in threading.enumerate() if thread.name.startswith(OURS)}
+    ours = {thread.ident for thread in threading.enumerate() if thread.name == OURS}
     return len(sys._current_frames().keys() - ours - {threading.get_ident()}) > 0
 
 

@@ -21,26 +21,28 @@ class Tracing:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._users = 0
-        self._begun = 0  # how often
         self._open: list[Rises] = []
         self._highest = 0
+        self._traced: object = None  # what was allocated in this session of tracing: in the next nobody knows of it
+        self.session = 0             # whose number goes up as tracing begins or ends, whoever did that
 
     def start(self, frames: int) -> int:
         """Trace from now on, `frames` of each allocation if it did not before; return what `stop` is to be given."""
         with self._lock:
+            self._look()
             if tracemalloc.is_tracing() and not self._users:
                 return 0  # somebody else began it, and will end it
             if not tracemalloc.is_tracing():
-                self._users, self._highest = 0, 0
-                self._begun += 1
                 tracemalloc.start(frames)
+                self._look()
             self._users += 1
-            return self._begun
+            return self.session
 
-    def stop(self, begun: int) -> None:
+    def stop(self, session: int) -> None:
         """Once for each `start`."""
         with self._lock:
-            if begun == self._begun and self._users:  # else somebody ended it meanwhile
+            self._look()
+            if session == self.session and self._users:  # else it was ended meanwhile
                 self._users -= 1
                 if not self._users:
                     tracemalloc.stop()
@@ -69,14 +71,19 @@ class Tracing:
             return self._highest
 
     def _look(self) -> int:
+        is_tracing = tracemalloc.is_tracing()
+        if is_tracing != (self._traced is not None) or (
+            is_tracing and tracemalloc.get_object_traceback(self._traced) is None
+        ):
+            self.session += 1
+            self._users, self._highest = 0, 0
+            self._traced = object() if is_tracing else None
         now, peak = tracemalloc.get_traced_memory()
-        if not tracemalloc.is_tracing():  # it ended, and forgot everything
-            self._highest = 0
-            return now
-        tracemalloc.reset_peak()
-        self._highest = max(self._highest, peak)
-        for call in self._open:
-            call.rise(peak)
+        if is_tracing:
+            tracemalloc.reset_peak()
+            self._highest = max(self._highest, peak)
+            for call in self._open:
+                call.rise(peak)
         return now
 
 
