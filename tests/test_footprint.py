@@ -200,6 +200,8 @@ def test_hostile_objects_are_counted_as_plain_ones():
             raise RuntimeError
 
     class Text:
+        __slots__ = ("error",)
+
         def __init__(self, error):
             self.error = error
 

@@ -67,7 +67,7 @@ class Operation:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        # A block ends in the frame that entered it, a generator's maybe on another thread; one of an ExitStack does not.
+        # A block ends in the frame that entered it, a generator's maybe on another thread; an ExitStack's does not.
         frame, place = id(sys._getframe(1)), _place()
         with self._lock:
             blocks = [call for call in self._open if call.frame]
