@@ -18,6 +18,7 @@ from agentmem.history import HistoryBuffer
 from agentmem.profiler.agents import Agents, TooManyObjects, holdings, named
 from agentmem.profiler.process import Resident
 from agentmem.profiler.records import Samples
+from agentmem.profiler.snapshot import OURS
 
 SHARE = 0.004  # of one core, that footprints take
 UNKNOWN = -1   # in the ring, where nothing was measured
@@ -67,7 +68,7 @@ class Sampler:
         """Begin. RuntimeError if it has."""
         if self._thread is not None:
             raise RuntimeError("the sampler has begun already; a profiler samples once: make another")
-        self._thread = threading.Thread(target=self._run, name="agentmem-sampler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=OURS, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

@@ -257,8 +257,11 @@ class _States:
     def write(self, ended: str) -> None:
         """Write what has been seen; without a place for it the script goes on."""
         unfinished = self._path.with_suffix(".new")
-        taken = f"RSS rose by up to {in_units(self._taken)} while variables were looked at, which is in its peak"
-        profile = self._profiler.profile(ended=ended, notes=(*self.notes, taken))
+        notes = self.notes
+        if self._taken >= 2**20:
+            taken = in_units(self._taken)
+            notes += (f"RSS rose by up to {taken} while variables were looked at, which is in its peak",)
+        profile = self._profiler.profile(ended=ended, notes=notes)
         if self.duration is not None:
             profile = replace(profile, duration=self.duration)
         with suppress(OSError):
