@@ -191,7 +191,7 @@ def test_a_command_that_is_to_end_ends_its_script_and_writes_what_it_saw(script,
 
 def test_what_an_interrupted_script_says_comes_whole(script, tmp_path):
     path = script(
-        "import time\nprint('began', flush=True)\ntry:\n    time.sleep(60)\n"
+        "import time\ntry:\n    print('began', flush=True)\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(0.3)\n    print('ended')"
     )
     command = [sys.executable, "-m", "agentmem", "watch", "--interval", "0.1", "--json", "looks.json", path, "-v"]

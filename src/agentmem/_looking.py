@@ -217,13 +217,9 @@ def _follow_script(
             said.open("wb") if is_page else nullcontext() as output,
             script.Run(file, arguments, output=output) as run,
         ):
-            try:
+            with suppress(ProcessLookupError, KeyboardInterrupt):  # it may have ended already
                 _follow(run.process.pid, interval, looks, run, said if is_page else None)
-            except ProcessLookupError:  # it has ended already
-                pass
-            except KeyboardInterrupt:
-                run.let_end()
-            code = run.process.poll()
+            code = run.let_end()
         if is_page:
             shutil.copyfileobj(said.open("rb"), sys.stdout.buffer)
             sys.stdout.flush()

@@ -98,10 +98,14 @@ class Run:
             return None
         return from_json(document)
 
-    def let_end(self) -> None:
-        """Give a script that was interrupted, as this process was, a second to say so."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(1)
+    def let_end(self) -> int | None:
+        """The exit code of a script that is about to end: its memory is gone, or it was interrupted, as this process was,
+        and has two seconds to say so. None if it goes on.
+        """
+        try:
+            return self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            return None
 
     def wait(self) -> Profile:
         """Let the script end, and return what was seen of it; if nothing was, a profile that says so.
