@@ -99,8 +99,8 @@ class Run:
         return from_json(document)
 
     def let_end(self) -> int | None:
-        """The exit code of a script that is about to end: its memory is gone, or it was interrupted, as this process was,
-        and has two seconds to say so. None if it goes on.
+        """The exit code of a script that is about to end: its memory is gone, or it was interrupted, as this process
+        was, and has two seconds to say so. None if it goes on.
         """
         try:
             return self.process.wait(2)
