@@ -28,6 +28,7 @@ MAPPED = "(mapped)"  # the part of the file in which a container's arrays lie
 MAX_PARTS = 10_000
 NBYTES = np.ndarray.nbytes.__get__
 Way = Callable[[Any], list[Any]]
+Members = list[tuple[str, MemberDescriptorType]]
 
 # These belong to the program: never counted, never entered.
 PROGRAM = ModuleType, type, CodeType, FrameType, np.dtype, type(None), bool, EllipsisType, NotImplementedType
@@ -123,7 +124,7 @@ class Walk:
     ) -> None:
         self._ignore, self._met_again = ignore, met_again
         self._ways: dict[type, Way | None] = {} if besides is None else besides._ways
-        self._members: dict[type, list[tuple[str, MemberDescriptorType]]] = {}
+        self._members: dict[type, Members] = {} if besides is None else besides._members
         self._seen = Ids()
         self._kept: list[object] = []  # ids are unique among the living
         self._known = Ids() if besides is None else besides._seen
@@ -198,7 +199,7 @@ def _size(item: object) -> int:
 def _text(name: object) -> str:
     try:
         return str(name)
-    except Exception:
+    except Exception:  # of the key's own code
         return f"({type(name).__name__})"
 
 
@@ -262,7 +263,7 @@ def _omitted(owner: object, nbytes: int) -> int:
     if owner is None or isinstance(owner, np.ndarray | mmap.mmap) or _holds_objects(owner):
         return 0
     with suppress(TypeError, ValueError):  # of a small view the whole buffer counts
-        nbytes = max(nbytes, memoryview(owner).nbytes)  # type: ignore[arg-type]
+        nbytes = max(nbytes, memoryview(owner).nbytes)  # type: ignore[arg-type]  # TypeError: no buffer
     return nbytes if _size(owner) < nbytes else 0
 
 
@@ -270,7 +271,7 @@ def _holds_objects(item: object) -> bool:
     return any(not issubclass(type(held), type) for held in gc.get_referents(item))
 
 
-def _members(kind: type) -> list[tuple[str, MemberDescriptorType]]:
+def _members(kind: type) -> Members:
     """Attributes of objects of a type that lie in slots."""
     return [
         (name, member)
@@ -280,7 +281,7 @@ def _members(kind: type) -> list[tuple[str, MemberDescriptorType]]:
     ]
 
 
-def _named(obj: Any, members: list[tuple[str, MemberDescriptorType]]) -> Iterator[tuple[str, object]]:
+def _named(obj: Any, members: Members) -> Iterator[tuple[str, object]]:
     """Name and value of each part. Values made up for the asking do no harm: the walk never meets them."""
     kind = type(obj)
     if is_container(kind) and _holds_objects(obj):

@@ -196,7 +196,7 @@ def _run(main: ModuleType, script: str) -> tuple[str, int]:
             sys.excepthook(type(error), error, error.__traceback__)
         except SystemExit as end:  # of a hook that the script put there
             code = _code(end)
-        except BaseException:
+        except BaseException:  # of the hook: Python goes on to its end, and so does the report
             pass
         ended = f"raised {type(error).__name__}: {_said(error)}".removesuffix(": ").splitlines()[0]
     with suppress(KeyboardInterrupt):
