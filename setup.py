@@ -28,7 +28,8 @@ extensions = [
         extra_compile_args=flags,
     )
     for name in (
-        "array", "elementwise", "scratch", "model", "step", "belief", "population", "text", "policy", "history", "ids"
+        "array", "elementwise", "scratch", "model", "step", "belief", "population", "text", "policy", "history", "ids",
+        "variables",
     )
 ]
 

@@ -195,8 +195,7 @@ def test_no_sample_is_taken_but_the_next_ones_are(monkeypatch):
     assert any("a sample failed: OSError" in note for note in profiler.profile().notes)
 
 
-def test_types_are_not_counted_while_other_threads_run():
-    pytest.importorskip("pympler")
+def types_beside_threads():
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     with Profiler(interval=0.01, types=True) as profiler:  # whose thread may run
@@ -208,6 +207,11 @@ def test_types_are_not_counted_while_other_threads_run():
             stop.set()
             thread.join()
         assert profiler.snapshot().types
+
+
+def test_types_are_not_counted_while_other_threads_run():
+    pytest.importorskip("pympler")
+    run_alone(types_beside_threads)  # where no library has threads
 
 
 def test_nothing_is_kept_alive_after_the_end():

@@ -229,7 +229,8 @@ def test_what_was_not_looked_at_is_not_said_to_be_absent():
     nothing = replace(taken, label="too many", agents=None, parts=None, shared=None, mapped=None, traced=None)
     nothing = replace(nothing, process=records.ProcessMemory(10**12, 10**12, None))
     document = report.to_json(documents.profile(snapshots=(replace(taken, traced=None), nothing)))
-    assert held.fullest(document["profile"])["label"] == "too many"  # and not the one that could be looked at
+    snapshots = document["profile"]["snapshots"]
+    assert held.fullest(snapshots)["label"] == "too many"  # and not the one that could be looked at
     assert "no agents were looked at" in shown(document)
 
 
@@ -253,6 +254,9 @@ def test_what_grew_between_looks_is_shown():
     lines[2] = replace(lines[2], traced=replace(lines[2].traced, lines=(grows,)))
     found = held.grown(report.to_json(documents.profile(snapshots=tuple(lines)))["profile"])
     assert found[2] == [("simulation.py:12", 20 * 2**20, 25 * 2**20)]
+    ended = replace(snapshots[2], at=30.5, label="end", parts={}, shared=(), traced=None)  # functions held it all
+    ran = report.to_json(documents.profile(snapshots=(*snapshots, ended)))["profile"]
+    assert [taken["at"] for taken in held.grown(ran)[:2]] == [9.0, 30.0] and held.grown(ran)[2] == rows
     alone = report.to_json(documents.profile(snapshots=documents.profile().snapshots[:1]))
     assert held.grown(alone["profile"]) is None
 

@@ -52,6 +52,30 @@ def test_a_script_that_ends_well(profiled):
     assert profile.snapshots[-1].types is not None and profile.snapshots[-1].traced is None
 
 
+def test_variables_of_functions_are_seen_while_they_run(tmp_path, monkeypatch):
+    for name, value in same_environment().items():
+        monkeypatch.setenv(name, value)
+    script, seen = tmp_path / "it.py", tmp_path / "seen"
+    script.write_text(
+        "import os, time, numpy as np\n"
+        "def main():\n    tables = [np.ones(500_000) for _ in range(3)]\n"
+        "    for table in tables:\n        wait(table)\n"
+        f"def wait(table):\n    path = {str(seen)!r}\n    while not os.path.exists(path):\n        time.sleep(0.01)\n"
+        "main()"
+    )
+    ends = time.monotonic() + 30
+    with Run(script, interval=0.05) as run:
+        while not (run.seen and "wait().path" in run.seen.snapshots[-1].parts):
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        seen.touch()
+        profile = run.wait()
+    [parts, *_] = [taken.parts for taken in profile.snapshots if "wait().path" in taken.parts]
+    assert parts["main().tables"] == 3 * 4_000_112 + 88 and "main().table" not in parts
+    assert "main().tables" not in held(profile)  # it has ended
+    assert [spot.nbytes for spot in profile.hotspots if spot.name == "main().tables"] == [parts["main().tables"]]
+
+
 def test_lines_are_traced_when_asked_for(profiled):
     profile, _, _, _ = profiled("kept = [str(k) * 50 for k in range(2_000)]", lines=1)
     [line] = [line for line in profile.snapshots[-1].traced.lines if line.where.endswith("it.py:1")]

@@ -16,7 +16,7 @@ import agentmem as am
 from agentmem.profiler import Profiler
 from agentmem.profiler.agents import SMALL_PARTS, TooManyObjects, holdings, named
 from agentmem.profiler.records import Line, ProcessMemory, Snapshot, Traced, TypeUse
-from agentmem.profiler.snapshot import MOST, difference, hotspots, take
+from agentmem.profiler.snapshot import MOST, difference, hotspots, hotspots_of_all, take
 
 MIB = 2**20
 
@@ -246,6 +246,22 @@ def test_hotspots_hold_their_share():
     assert 0.85 < spots["agent", "big"].share < 0.95
     everything = {(spot.kind, spot.name) for spot in profiler.hotspots(1e-6)}
     assert ("part", "y") in everything and ("agent", "small") in everything
+
+
+def test_hotspots_of_all_are_those_of_when_most_was_held():
+    robots = {"it": {"map": np.zeros(9_000)}}
+    profiler = Profiler(agents=robots)
+    assert hotspots_of_all(profiler.profile().snapshots) == profiler.profile().hotspots == ()
+    before = profiler.snapshot("while it runs")
+    del robots["it"]["map"]
+    after = replace(profiler.snapshot("end"), types=(TypeUse("list", 1, 56),))
+    assert ("part", "map") not in {(spot.kind, spot.name) for spot in profiler.hotspots(0.9)}
+    found = hotspots_of_all((before, after), 0.9)
+    assert {(spot.kind, spot.name, spot.nbytes > 72_000) for spot in found} == {
+        ("agent", "it", True), ("part", "map", True), ("type", "list", False),
+    }  # fmt: skip
+    assert hotspots_of_all((after, before), 0.9) == found
+    assert [spot.nbytes for spot in profiler.profile().hotspots if spot.kind == "part"] == [before.parts["map"]]
 
 
 @pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])

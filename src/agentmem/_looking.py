@@ -114,8 +114,8 @@ def profile(
     agentmem profile --lines 1 simulation.py
 
     SCRIPT runs as `python SCRIPT ARGUMENTS` would, in a process of its own, where a thread samples memory and now and
-    then looks at the variables of the script, not at child processes. However it ends, what was seen until then is
-    reported, marked so. Ends with the script's exit code.
+    then looks at the variables of the script and of its functions that run, not at child processes. However it ends,
+    what was seen until then is reported, marked so. Ends with the script's exit code.
     """
     import click
 

@@ -15,6 +15,7 @@ from agentmem._core.policy import CoreSensors
 from agentmem._core.population import CoreChunk
 from agentmem._core.scratch import release_scratch, scratch_nbytes
 from agentmem._core.text import Scanner
+from agentmem._core.variables import variables_of
 
 __all__ = [
     "CoreArray",
@@ -36,4 +37,5 @@ __all__ = [
     "reduce_stored",
     "release_scratch",
     "scratch_nbytes",
+    "variables_of",
 ]

@@ -13,9 +13,8 @@ def holder(taken: dict[str, Any]) -> str:
     return str(agents[0]["name"]) if len(agents) == 1 else f"{len(agents):,} agents"
 
 
-def fullest(profile: dict[str, Any]) -> dict[str, Any] | None:
-    """The snapshot in which most was held, by what all of them tell; of equal ones the last."""
-    snapshots = profile["snapshots"]
+def fullest(snapshots: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The snapshot in which most was held, by what all of these tell; of equal ones the last."""
 
     def held(taken: dict[str, Any]) -> int:
         if all(one["traced"] for one in snapshots):
@@ -38,11 +37,13 @@ def parts(taken: dict[str, Any]) -> list[tuple[str, int]]:
 def grown(profile: dict[str, Any]) -> Grown | None:
     """The first snapshot after a fifth of the time, for what warms up, the last one, and what that holds more of: parts
     and lines, how much at first, None where it was not there, and at last. None if there are no two, or nothing grew.
+
+    The last one is that before the end where more was held then: what functions held has gone with them.
     """
     looked = [taken for taken in profile["snapshots"] if taken["parts"] is not None or taken["traced"] is not None]
-    if not looked:
+    last = fullest(looked[-2:])
+    if last is None:
         return None
-    last = looked[-1]
     first = next(taken for taken in looked if taken["at"] >= 0.2 * last["at"])
     rows: list[tuple[str, int | None, int]] = []
     if first["parts"] is not None and last["parts"] is not None:

@@ -48,7 +48,7 @@ def to_html(document: Document) -> str:
     kind = "sweep" if document.get("sweep") else document["command"]
     if kind not in ("profile", "sweep", "report"):
         raise ValueError(f"a document of `agentmem {kind}` has no page; profiles, sweeps and comparisons of two have")
-    full = fullest(document["profile"]) if kind == "profile" else None
+    full = fullest(document["profile"]["snapshots"]) if kind == "profile" else None
     page: str = _template().render(
         document=document,
         kind=kind,

@@ -69,7 +69,9 @@ class Profiler:
 
     Notes
     -----
-    Nothing starts before it is asked for, and nothing in the agents changes. Any thread may call any method.
+    Nothing starts before it is asked for, and nothing in the agents changes. Any thread may call any method. What is
+    looked at has another reference meanwhile: `ndarray.resize` refuses, and what ends then ends after the look, on the
+    thread that looked.
 
     Examples
     --------
@@ -231,8 +233,7 @@ class Profiler:
 
     def profile(self, command: str = "", *, ended: str = "still running", notes: tuple[str, ...] = ()) -> Profile:
         """All that was seen until now, as one record for `report`."""
-        latest = self._snapshots[-1] if self._snapshots else None
-        samples = self.samples
+        snapshots, samples = tuple(self._snapshots), self.samples
         return Profile(
             command=command,
             started=self._started.isoformat(timespec="seconds"),
@@ -242,12 +243,12 @@ class Profiler:
             python=platform.python_version(),
             platform=f"{platform.system()} {platform.release()} {platform.machine()}",  # platform() runs a command
             samples=samples,
-            snapshots=tuple(self._snapshots),
+            snapshots=snapshots,
             events=tuple(self._events),
             operations=self.operations,
-            hotspots=() if latest is None else snapshot.hotspots(latest),
+            hotspots=snapshot.hotspots_of_all(snapshots),
             trends=() if samples is None else judged(samples),
-            reconciled=() if latest is None else reconcile(latest),
+            reconciled=reconcile(snapshots[-1]) if snapshots else (),
             notes=(*notes, *self._failures()),
         )
 

@@ -30,6 +30,7 @@ from agentmem.profiler.monitor import Profiler
 from agentmem.profiler.process import children_peak_rss, peak_rss, rss
 from agentmem.profiler.records import Profile
 from agentmem.profiler.report import Document, from_json, to_json
+from agentmem.profiler.variables import Variables
 
 EVERY = 0.2       # seconds between two states
 FIRST_LOOK = 0.4  # seconds between two snapshots, and
@@ -144,15 +145,15 @@ def _child() -> None:
     main = _main_module(script)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))
-    variables = {f"variables of {Path(script).name}": main.__dict__}
-    profiler = Profiler(variables, interval=float(interval), lines=int(lines), most_objects=MOST_OBJECTS)
+    profiler = Profiler(Variables(main, script), interval=float(interval), lines=int(lines), most_objects=MOST_OBJECTS)
     states = _States(profiler, Path(state))
     process = os.getpid()
     with profiler:
         resident = profiler.snapshot("before the script").process.rss
         states.notes = (
             f"{in_units(resident)} were resident before the script: Python, NumPy and this profiler",
-            "of variables the script's own are seen, not those inside functions that run",
+            "variables seen are the script's own, and those of functions that ran when it was looked at, where it or "
+            "a file below its directory defines them",
         )
         states.start()
         ended, code = _run(main, script)

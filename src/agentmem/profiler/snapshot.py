@@ -12,7 +12,7 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
 
@@ -184,22 +184,36 @@ def hotspots(snapshot: Snapshot, share: float = 0.05) -> tuple[Hotspot, ...]:
     """
     if not isinstance(share, int | float) or not 0 < share <= 1:
         raise ValueError(f"share={share} given; expected a number above 0 and at most 1")
-    return tuple(sorted(_hotspots(snapshot, share), key=lambda spot: (-spot.share, spot.kind, spot.name)))
+    return tuple(sorted(_hotspots(snapshot, share), key=_by_share))
+
+
+def hotspots_of_all(snapshots: Sequence[Snapshot], share: float = 0.05) -> tuple[Hotspot, ...]:
+    """Of each kind, those in the snapshot in which all of it held most: a function's variables end with it."""
+    found: list[Hotspot] = []
+    totals = [_totals(one) for one in snapshots]
+    for kind in totals[0] if totals else ():
+        most = max(range(len(snapshots)), key=lambda k: (totals[k][kind], k))
+        found += [spot for spot in _hotspots(snapshots[most], share) if spot.kind == kind]
+    return tuple(sorted(found, key=_by_share))
+
+
+def _by_share(spot: Hotspot) -> tuple[float, str, str]:
+    return -spot.share, spot.kind, spot.name
 
 
 def _hotspots(snapshot: Snapshot, share: float) -> Iterator[Hotspot]:
-    found = held(snapshot)
-    agents = snapshot.agent_bytes or 0
-    of_all = {
+    totals = _totals(snapshot)
+    for (kind, name), nbytes in held(snapshot).items():
+        if totals[kind] and nbytes >= share * totals[kind]:
+            yield Hotspot(kind, name, nbytes, nbytes / totals[kind])  # type: ignore[arg-type]
+
+
+def _totals(snapshot: Snapshot) -> dict[str, int]:
+    """Bytes of all there is of a kind."""
+    return {
         "line": 0 if snapshot.traced is None else snapshot.traced.nbytes,
         "type": sum(use.nbytes for use in snapshot.types or ()),
-        "agent": agents,
-        "part": agents,
-        "shared": agents,
-    }
-    for (kind, name), nbytes in found.items():
-        if of_all[kind] and nbytes >= share * of_all[kind]:
-            yield Hotspot(kind, name, nbytes, nbytes / of_all[kind])  # type: ignore[arg-type]
+    } | dict.fromkeys(("agent", "part", "shared"), snapshot.agent_bytes or 0)
 
 
 def _by_name(agents: tuple[AgentMemory, ...]) -> dict[str, int]:

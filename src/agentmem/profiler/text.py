@@ -38,7 +38,7 @@ def in_a_line(document: Document) -> str:
     """The most a profile's process had resident, for how long it ran, its largest variables, and what grows."""
     profile = document["profile"]
     said = f"peak RSS {amount(_peak(profile), 'bytes')}, {figure(profile['duration'])} s"
-    full = fullest(profile)
+    full = fullest(profile["snapshots"])
     if full is not None and full["agents"]:
         largest = ", ".join(f"{name} {in_units(nbytes)}" for name, nbytes in parts(full)[:3] if nbytes >= 2**20)
         said += f"; largest {largest}" if largest else ""
@@ -69,7 +69,7 @@ def _profile(profile: dict[str, Any]) -> Iterator[RenderableType]:
     yield Text(f"{profile['started']}, {figure(profile['duration'])} s, Python {profile['python']}")
     yield Text()
     yield from _memory(profile)
-    if (full := fullest(profile)) is not None:
+    if (full := fullest(profile["snapshots"])) is not None:
         yield from _held(full)
         yield from _lines_and_types(full, profile["snapshots"][-1])
     if (changed := grown(profile)) is not None:
@@ -88,7 +88,7 @@ def _hotspots(profile: dict[str, Any]) -> Rows:
         (one["kind"], _tail(one["name"]), amount(one["nbytes"], "bytes"), f"{100 * one['share']:.0f} %")
         for one in profile["hotspots"][:MOST]
     ]
-    return "who holds most, of what its kind holds", ("", "", "", ""), rows
+    return "who held most, of what its kind held at its most", ("", "", "", ""), rows
 
 
 def _operations(profile: dict[str, Any]) -> Rows:
@@ -117,7 +117,8 @@ def _trends(profile: dict[str, Any]) -> Rows:
 
 def _reconciled(profile: dict[str, Any]) -> Rows:
     rows = [(one["what"], amount(one["nbytes"], "bytes"), one["tool"]) for one in profile["reconciled"]]
-    return "what each tool says", ("", "", "by"), rows
+    taken = profile["snapshots"][-1] if profile["snapshots"] else None
+    return "what each tool says" + (f", at {taken['label']!r}" if taken else ""), ("", "", "by"), rows
 
 
 def _peak(profile: dict[str, Any]) -> int | None:
