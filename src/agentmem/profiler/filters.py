@@ -56,7 +56,19 @@ class Filter(Protocol):
     def sweep(self, beliefs: Any, actions: NDArray[np.int64], observations: NDArray[np.int64]) -> Iterable[float]: ...
 
 
-class DenseFilter:
+class ArrayFilter:
+    """Beliefs that are NumPy arrays, one for each agent."""
+
+    initial: Array
+
+    def start(self) -> Array:
+        return self.initial.copy()
+
+    def begin(self, agents: int) -> list[Array]:
+        return [self.start() for _ in range(agents)]
+
+
+class DenseFilter(ArrayFilter):
     def __init__(self, world: World, configuration: Configuration) -> None:
         dtype = np.dtype(configuration.dtype)
         self.initial: Array = world.initial.astype(dtype)
@@ -65,12 +77,6 @@ class DenseFilter:
         tables = [table.astype(dtype).T.toarray(order="C") for table in world.observation_tables()]
         self.likelihood = tables if len(tables) > 1 else tables * len(self.transition)
         self.model_bytes = sum(array.nbytes for array in (self.initial, *self.transition, *tables))
-
-    def start(self) -> Array:
-        return self.initial.copy()
-
-    def begin(self, agents: int) -> list[Array]:
-        return [self.start() for _ in range(agents)]
 
     def sweep(
         self, beliefs: list[Array], actions: NDArray[np.int64], observations: NDArray[np.int64]
@@ -86,7 +92,7 @@ class DenseFilter:
         return evidence
 
 
-class ScipyFilter:
+class ScipyFilter(ArrayFilter):
     def __init__(self, world: World, configuration: Configuration) -> None:
         dtype = np.dtype(configuration.dtype)
         self.initial: Array = world.initial.astype(dtype)
@@ -96,12 +102,6 @@ class ScipyFilter:
         self.model_bytes = self.initial.nbytes + sum(
             table.data.nbytes + table.indices.nbytes + table.indptr.nbytes for table in (*self.transition, *tables)
         )
-
-    def start(self) -> Array:
-        return self.initial.copy()
-
-    def begin(self, agents: int) -> list[Array]:
-        return [self.start() for _ in range(agents)]
 
     def sweep(
         self, beliefs: list[Array], actions: NDArray[np.int64], observations: NDArray[np.int64]
