@@ -1,15 +1,21 @@
 """The variables of a script and of its functions that run, found without a trace."""
 
+import gc
+import json
 import sys
 import threading
+import time
 import types
 import weakref
 
 import numpy as np
 import pytest
 
+import agentmem as am
 from agentmem._core import variables_of
-from agentmem.profiler.variables import Variables
+from agentmem.footprint import MAX_PARTS, Parts, footprint
+from agentmem.profiler.variables import LIBRARIES, Variables
+from reference import run_alone
 
 # ---- of one frame
 
@@ -145,25 +151,25 @@ def test_looking_keeps_nothing_alive():
 # ---- of a script
 
 
-@pytest.fixture
-def script(tmp_path):
-    """Run a source as a script up to its `look()`; what is found there."""
-    main = types.ModuleType("__main__")
-    path = tmp_path / "it.py"
+def looked_at(path, source, **given):
+    """Run a source as a script up to its `look()`; what is found there, from another thread."""
+    main, looks = types.ModuleType("__main__"), []
     seen = Variables(main, str(path))
 
-    def run(source, **given):
-        looks = []
-        vars(main).update(given, look=lambda: looks.append(seen[next(iter(seen))]))
-        exec(compile(source, str(path), "exec"), vars(main))
-        [found] = looks
-        return {name: value for name, value in found.items() if name not in {"look", "__builtins__", *given}}
+    def look():
+        thread = threading.Thread(target=lambda: looks.append(seen["variables of it.py"]))
+        thread.start()
+        thread.join()
 
-    return run
+    vars(main).update(given, look=look)
+    exec(compile(source, str(path), "exec"), vars(main))
+    [found] = looks
+    return Parts((name, value) for name, value in found if name not in {"look", *given} and name[:2] != "__")
 
 
-def names(found):
-    return {name for name in found if not name.startswith("__")}
+@pytest.fixture
+def script(tmp_path):
+    return lambda source, **given: dict(looked_at(tmp_path / "it.py", source, **given))
 
 
 def test_they_are_the_modules_and_its_functions(script):
@@ -174,69 +180,150 @@ def test_they_are_the_modules_and_its_functions(script):
         "def main():\n    robot = Robot()\n    def start(x):\n        robot.run(x)\n    start(700)\n"
         "main()"
     )
-    assert names(found) == {
-        "table", "Robot", "main", "main().robot", "main().start", "main.start().x", "main.start().robot",
+    assert list(found) == [
+        "table", "Robot", "main", "main().start", "main().robot", "main.start().x", "main.start().robot",
         "Robot.run().self", "Robot.run().steps", "Robot.run().left",
-    }  # fmt: skip
+    ]  # fmt: skip
     assert found["Robot.run().left"] == 699 and found["main().robot"] is found["Robot.run().self"]
 
 
-def test_those_of_calls_of_itself_are_numbered(script):
-    found = script("def down(n):\n    down(n - 1) if n else look()\ndown(2)")
-    assert {name: value for name, value in found.items() if "(" in name} == {
-        "down().n": 2, "down()[2].n": 1, "down()[3].n": 0,
-    }  # fmt: skip
+def test_all_that_run_in_one_function_are_one(tmp_path):
+    source = "def down(n):\n    text = 'x' * 1_000 * n\n    down(n - 1) if n > 1 else look()\n    return text\ndown(3)"
+    found = footprint(looked_at(tmp_path / "it.py", source)).parts
+    assert found["down().text"] == sum(sys.getsizeof("x" * 1_000 * n) for n in (1, 2, 3))
 
 
 def test_libraries_are_left_out(script):
-    """A function of the standard library, of NumPy, and of agentmem call the script's."""
-    source = (
+    """A function of the standard library and one of NumPy call the script's."""
+    found = script(
         "import functools\n"
         "def called(a, *_):\n    b = 7\n    look()\n    return a\n"
-        "def main():\n    functools.reduce(called, [1, 2])\n    return np.apply_along_axis(called, 0, np.ones(2))\n"
-        "def once():\n    np.apply_along_axis(called, 0, np.ones(2))\nonce()"
+        "def once():\n    functools.reduce(lambda *_: np.apply_along_axis(called, 0, np.ones(2)), [1, 2])\n"
+        "once()",
+        np=np,
     )
-    found = script(source, np=np)
-    assert {name for name in found if "(" in name} == {"called().a", "called()._", "called().b"}
+    assert {name for name in found if "(" in name} == {
+        "once.<lambda>()._", "called().a", "called()._", "called().b",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("place", "is_own"),
-    [("beside/deep", True), ("venv/lib/python3/site-packages/other", False), ("../elsewhere", False)],
+    ("file", "name"),
+    [
+        ("beside/deep/module.py", "beside.deep.module.work().inside"),
+        ("beside/__init__.py", "beside.work().inside"),
+        ("beside/../it.py", "it.work().inside"),
+        ("venv/lib/python3/site-packages/other.py", None),
+        ("dist-packages/other.py", None),
+        ("../elsewhere.py", None),
+        (f"../{LIBRARIES[0]}/profiler/it.py", None),
+        (json.__file__, None),
+        (np.__file__, None),
+        ("<string>", None),
+    ],
 )
-def test_modules_below_its_directory_are_its_own(script, tmp_path, place, is_own):
+def test_files_below_its_directory_are_its_own(script, tmp_path, file, name):
     module = {}
-    path = (tmp_path / place / "module.py").resolve()
-    exec(compile("def work(look):\n    inside = 1\n    look()", str(path), "exec"), module)
-    found = script("work(look)", work=module["work"])
-    assert ("work().inside" in found) == is_own
+    path = file if file == "<string>" else f"{tmp_path}/{file}" if file[0] != "/" else file
+    exec(compile("def work(look):\n    inside = 1\n    look()", path, "exec"), module)
+    found = {found for found in script("work(look)", work=module["work"]) if found.endswith(".inside")}
+    assert found == (set() if name is None else {name})
 
 
-def test_those_of_other_threads_are_there(script):
+@pytest.mark.parametrize("library", [json.__file__, np.__file__, am.__file__])
+def test_a_script_in_a_directory_above_libraries_does_not_own_them(library):
+    seen = Variables(types.ModuleType("__main__"), "/it.py")
+    assert seen._prefix(compile("", library, "exec")) is None
+    assert seen._prefix(compile("", "/it.py", "exec")) == ""
+    assert seen._prefix(compile("", "/nowhere/beside.py", "exec")) == "nowhere.beside."
+
+
+def test_a_script_may_be_named_by_a_link_or_from_where_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path)
+    seen = Variables(types.ModuleType("__main__"), "link/it.py")
+    monkeypatch.chdir("/")
+    assert seen._prefix(compile("", "link/it.py", "exec")) == ""
+    assert seen._prefix(compile("", "link/other.py", "exec")) is None  # who knows from where
+    for place in "link", "real":
+        assert seen._prefix(compile("", f"{tmp_path}/{place}/beside.py", "exec")) == "beside."
+
+
+def test_the_main_thread_comes_first(script):
     found = script(
         "def work(begun, go_on):\n    log = ['a']\n    begun.set()\n    go_on.wait(10)\n"
-        "def main():\n    first, go_on = running(work)\n    second, go_on_too = running(work)\n    look()\n"
-        "    for one in go_on, go_on_too:\n        one.set()\n    first.join(10)\n    second.join(10)\n"
+        "def main():\n    threads = [running(work) for _ in range(5)]\n    look()\n"
+        "    for thread, go_on in threads:\n        go_on.set()\n        thread.join(10)\n"
         "main()",
         running=running,
     )
-    assert {"main().first", "work().log", "work()[2].log"} <= names(found)
+    assert [name for name in found if "(" in name] == ["main().threads", "work().begun", "work().go_on", "work().log"]
 
 
-def test_an_element_is_a_part_of_what_has_it(script):
-    found = script(
-        "model = ['shared']\nagents = [[model], [2], [3]]\nby_name = {'x': [4]}\n"
-        "def main():\n    pair = ([5], model)\n    chosen = by_name['x']\n    of_pair = pair[0]\n"
-        "    for agent in agents:\n        pass\n    look()\n"
-        "main()"
-    )
-    assert names(found) == {"model", "agents", "by_name", "main", "main().pair"}
+def test_what_a_variable_before_it_has_is_that_ones():
+    """So nothing seems to grow where one goes along what another one holds."""
+    chain = None
+    for k in range(20):
+        chain = [f"link {k}", chain]
+    apart = Parts([("chain", chain), ("here", chain[1][1]), ("own", ["own"]), ("both", [chain, "more"])])
+    found = footprint(apart)
+    assert found.parts == {
+        "chain": footprint(chain).total,
+        "own": footprint(["own"]).total,
+        "both": sys.getsizeof([1, 2]) + sys.getsizeof("more"),
+    }
+    assert found.total == sum(found.parts.values())
+
+
+def test_what_has_no_name_any_more_counts():
+    many = Parts([(str(k), [k]) for k in range(MAX_PARTS + 5)])
+    found = footprint(many).parts
+    assert len(found) == MAX_PARTS + 1
+    assert found["(itself)"] == 5 * (sys.getsizeof([1]) + sys.getsizeof(10_000))
+
+
+def test_of_very_many_variables_the_first_are_seen(tmp_path):
+    names = [f"v{k}" for k in range(300)]
+    source = f"def down(n, {'=0, '.join(names)}=0):\n    return down(n - 1) if n else look()\ndown(99)"
+    found = [(name, value) for name, value in looked_at(tmp_path / "it.py", source) if "(" in name]
+    assert len(found) == MAX_PARTS and found[0] == ("down().n", 99)
 
 
 def test_it_is_one_agent_by_the_name_of_the_script():
     main = types.ModuleType("__main__")
+    vars(main)[3] = "three"
     found = Variables(main, "somewhere/it.py")
     assert list(found) == ["variables of it.py"] and len(found) == 1
-    assert found["variables of it.py"] == vars(main)
+    assert found["variables of it.py"][-1] == ("(unnamed)", "three")
     with pytest.raises(KeyError):
         found["it.py"]
+
+
+def ends_at_once():
+    """Under many looks from a thread that is the last of all, and without the collector."""
+    gc.disable()
+    main = types.ModuleType("__main__")
+    seen, stop = Variables(main, "/nowhere/it.py"), threading.Event()
+
+    def looks():
+        while not stop.is_set():
+            seen["variables of it.py"]
+
+    threads = [threading.Thread(target=looks) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    source = (
+        "def step():\n    table = Table()\n    time.sleep(0.001)\n    return weakref.ref(table)\n"
+        "ends = [step() for _ in range(300)]"
+    )
+    vars(main).update(Table=Table, time=time, weakref=weakref)
+    exec(compile(source, "/nowhere/it.py", "exec"), vars(main))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert [end() for end in vars(main)["ends"]] == [None] * 300
+
+
+def test_what_a_function_let_go_ends_after_the_look():
+    run_alone(ends_at_once)

@@ -95,6 +95,12 @@ def footprint(obj: object, *, ignore: type | tuple[type, ...] = ()) -> Footprint
     return Footprint(sum(parts.values()), parts, walk.mapped, scratch_nbytes())
 
 
+class Parts(list[tuple[str, object]]):
+    """Names and values, to be walked over as one object that itself takes nothing: what several lead to belongs to the
+    first of them, even if it is a value itself.
+    """
+
+
 class Walk:
     """A walk over what objects keep alive, to which nothing that it has met is new.
 
@@ -135,13 +141,18 @@ class Walk:
         """Each object that `obj` keeps alive and nobody met before, the part of `obj` it is in, and its bytes."""
         ways, seen, kept, known = self._ways, self._seen, self._kept, self._known
         owners, again = self._owners, self._met_again
-        names = {id(obj): (ITSELF, obj)}
-        kind = type(obj)
-        if kind not in self._members:
-            self._members[kind] = _members(kind)
-        for name, value in islice(_named(obj, self._members[kind]), MAX_PARTS):
-            names.setdefault(id(value), (name, value))
+        names: dict[int, tuple[str, object]] = {}
         stack: list[tuple[list[Any], str]] = [([obj], ITSELF)]
+        if type(obj) is Parts:
+            stack = [([value for _, value in obj[MAX_PARTS:]], ITSELF)]
+            stack += (([value], name) for name, value in reversed(obj[:MAX_PARTS]))
+        else:
+            names[id(obj)] = ITSELF, obj
+            kind = type(obj)
+            if kind not in self._members:
+                self._members[kind] = _members(kind)
+            for name, value in islice(_named(obj, self._members[kind]), MAX_PARTS):
+                names.setdefault(id(value), (name, value))
         while stack:
             found, inherited = stack.pop()
             below = []

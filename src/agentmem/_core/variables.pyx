@@ -4,6 +4,7 @@
 """
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
+from inspect import CO_OPTIMIZED
 from types import FrameType
 
 cdef extern from *:
@@ -48,7 +49,8 @@ cdef extern from *:
 def variables_of(frame):
     """Names and values of the variables of a function's frame, parameters and those in closures among them.
 
-    The frame may run, in any thread; it stays as it is. Of a module or a class there are none: they have a dict.
+    The frame may run, in any thread; it stays as it is. Of a module or a class there are none: they have a dict. Without
+    the iterators of comprehensions, which have no names. Time is quadratic in their number.
 
     Examples
     --------
@@ -63,8 +65,12 @@ def variables_of(frame):
     if not isinstance(frame, FrameType):
         raise TypeError(f"{type(frame).__name__} given; expected a frame")
     code = frame.f_code
+    if not code.co_flags & CO_OPTIMIZED:
+        return found
     for names in code.co_varnames, code.co_cellvars, code.co_freevars:
         for name in names:
+            if name[0] == ".":
+                continue
             value = held_in(frame, name)
             if value != NULL:
                 found[name] = <object> value

@@ -41,9 +41,11 @@ def grown(profile: dict[str, Any]) -> Grown | None:
     The last one is that before the end where more was held then: what functions held has gone with them.
     """
     looked = [taken for taken in profile["snapshots"] if taken["parts"] is not None or taken["traced"] is not None]
-    last = fullest(looked[-2:])
-    if last is None:
+    if not looked:
         return None
+    last = looked[-1]
+    if profile["is_whole"]:
+        last = fullest(looked[-2:]) or last
     first = next(taken for taken in looked if taken["at"] >= 0.2 * last["at"])
     rows: list[tuple[str, int | None, int]] = []
     if first["parts"] is not None and last["parts"] is not None:

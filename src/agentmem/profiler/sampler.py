@@ -100,8 +100,7 @@ class Sampler:
         try:
             agents = None if self._turns is None else self._turns.next()
         except TooManyObjects as error:
-            self._failed(f"the agents' bytes were not sampled: {error}")
-            self._turns = None
+            self._failed(f"the agents' bytes were not sampled: {error}")  # they may be fewer later
         except Exception as error:  # of an agent's own code, or because another thread changes it: the samples go on
             self._failed(f"a look at agents failed: {type(error).__name__}")
         known = UNKNOWN if agents is None else agents

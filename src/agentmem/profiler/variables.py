@@ -6,29 +6,26 @@ import os
 import sys
 import sysconfig
 import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
-from typing import Any
 
 from agentmem._core import variables_of
-from agentmem.footprint import MAX_PARTS
+from agentmem.footprint import MAX_PARTS, Parts
 
-LIBRARIES = tuple(
-    path + os.sep
-    for path in {
-        str(Path(__file__).parents[1]),
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    }
-)
-IN_ENVIRONMENTS = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+AGENTMEM = str(Path(__file__).parents[1])
+LIBRARIES = [AGENTMEM, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))]
+IN_ENVIRONMENTS = {"site-packages", "dist-packages"}
+UNNAMED = "(unnamed)"  # a key that is no text
 
 
-class Variables(Mapping[str, dict[str, Any]]):
+class Variables(Mapping[str, Parts]):
     """One agent, who holds the variables of the moment in which it is asked for: ``table``, ``main().robots``.
 
-    What is an element of a variable before it, as that of a loop, is a part of that one.
+    What several of them lead to belongs to the first: the script's own come first, then those of the functions of the
+    main thread, callers before what they called, then those of other threads. So a part does not change when a variable
+    goes along what another one holds, as in ``for robot in robots``. All calls of a function that run are one.
 
     Parameters
     ----------
@@ -36,13 +33,15 @@ class Variables(Mapping[str, dict[str, Any]]):
         In which the script runs.
     script : str
         Its path, as it was given. Functions are its own that are defined in it, or in a file below its directory that
-        is no library's; in whichever thread they run.
+        is no library's. Of their variables the first 10,000 are seen.
     """
 
     def __init__(self, main: ModuleType, script: str) -> None:
         self._main, self._script = main, script
         self._name = f"variables of {os.path.basename(script)}"
-        self._directory = str(Path(script).resolve().parent).removesuffix(os.sep) + os.sep
+        self._directory = Path(script).resolve().parent
+        self._libraries = [Path(path).resolve() for path in LIBRARIES]
+        self._prefixes: dict[str, str | None] = {}  # of functions, by the file that defines them; None: not its own
 
     def __iter__(self) -> Iterator[str]:
         yield self._name
@@ -50,47 +49,55 @@ class Variables(Mapping[str, dict[str, Any]]):
     def __len__(self) -> int:
         return 1
 
-    def __getitem__(self, name: str) -> dict[str, Any]:
+    def __getitem__(self, name: str) -> Parts:
         if name != self._name:
             raise KeyError(name)
-        found = dict(vars(self._main))
-        calls: Counter[str] = Counter()
-        for frame in self._frames():
-            function = f"{frame.f_code.co_qualname.replace('<locals>.', '')}()"
-            calls[function] += 1  # a second one: it calls itself, or runs in another thread
-            call = function if calls[function] == 1 else f"{function}[{calls[function]}]"
-            found |= {f"{call}.{variable}": value for variable, value in variables_of(frame).items()}
-        return _without_elements(found)
+        own = ((key if type(key) is str else UNNAMED, value) for key, value in vars(self._main).copy().items())
+        return Parts([*own, *self._in_functions()])
 
-    def _frames(self) -> Iterator[FrameType]:
-        """Of the script's functions that run, those of the main thread first, and callers before what they called."""
-        main = threading.main_thread().ident
-        for _, frame in sorted(sys._current_frames().items(), key=lambda item: (item[0] != main, item[0])):
-            called: list[FrameType] = []
-            top: FrameType | None = frame
-            while top is not None:
-                if self._is_own(top.f_code):
-                    called.append(top)
-                top = top.f_back
-            yield from reversed(called)
+    def _in_functions(self) -> list[tuple[str, object]]:
+        tops, main = sys._current_frames(), threading.main_thread().ident
+        del tops[threading.get_ident()]  # or this frame would have itself, and all that it sees, in a cycle
+        calls: list[FrameType] = []
+        try:
+            for thread in sorted(tops, key=lambda thread: (thread != main, thread)):
+                calls += reversed([frame for frame in _stack(tops[thread]) if self._prefix(frame.f_code) is not None])
+            found = (
+                (f"{self._prefix(frame.f_code)}{_called(frame.f_code)}.{name}", value)
+                for frame in calls
+                for name, value in variables_of(frame).items()
+            )
+            return list(islice(found, MAX_PARTS))
+        finally:
+            tops.clear()
+            calls.clear()
 
-    def _is_own(self, code: CodeType) -> bool:
+    def _prefix(self, code: CodeType) -> str | None:
+        """What goes before the names of functions: of the script's own nothing, of a module beside it the module's."""
         file = code.co_filename
-        if file == self._script:
-            return True
-        return file.startswith(self._directory) and not (
-            file.startswith(LIBRARIES) or any(part in file for part in IN_ENVIRONMENTS)
+        if file not in self._prefixes:
+            self._prefixes[file] = "" if file == self._script else self._module(file)
+        return self._prefixes[file]
+
+    def _module(self, file: str) -> str | None:
+        path = Path(os.path.realpath(file))
+        is_own = (
+            os.path.isabs(file)
+            and path.is_relative_to(self._directory)
+            and not any(path.is_relative_to(library) for library in self._libraries)
+            and not IN_ENVIRONMENTS & set(path.parts)
         )
+        if not is_own:
+            return None
+        names = path.relative_to(self._directory).with_suffix("").parts
+        return "".join(f"{name}." for name in names if name != "__init__")
 
 
-def _without_elements(variables: dict[str, Any]) -> dict[str, Any]:
-    """Without those that hold an element of what one before them holds: the agent of ``for agent in agents``."""
-    elements: set[int] = set()
-    found = {}
-    for name, value in variables.items():
-        if id(value) in elements:
-            continue
-        found[name] = value
-        if type(value) in (list, tuple, dict) and len(value) <= MAX_PARTS:
-            elements.update(map(id, list(value.values()) if type(value) is dict else value))
-    return found
+def _stack(top: FrameType | None) -> Iterator[FrameType]:
+    while top is not None:
+        yield top
+        top = top.f_back
+
+
+def _called(code: CodeType) -> str:
+    return f"{code.co_qualname.replace('<locals>.', '')}()"
