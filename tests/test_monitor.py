@@ -176,6 +176,14 @@ def test_trends_are_by_sample_though_agents_are_looked_at_now_and_then():
     assert "traced" not in trends and profiler.profile().trends == ()
 
 
+@pytest.mark.parametrize(("rise", "verdict"), [(0.5 * MIB, "flat"), (4 * MIB, "growing")])
+def test_what_looks_leave_behind_is_no_growth_of_rss(rise, verdict):
+    n = 120
+    rss = tuple(int(100 * MIB + rise * k / n) for k in range(n))
+    [trend] = judged(Samples(0.1, tuple(map(float, range(n))), rss, (None,) * n, (None,) * n))
+    assert (trend.name, trend.verdict) == ("RSS", verdict)
+
+
 def test_agents_of_one_name_count_each():
     robots = {1: {"x": np.zeros(1_000)}, "1": {"x": np.zeros(2_000)}}
     assert Turns(robots, seconds=1.0).next() > 24_000

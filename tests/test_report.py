@@ -257,6 +257,11 @@ def test_what_grew_between_looks_is_shown():
     ended = replace(snapshots[2], at=30.5, label="end", parts={}, shared=(), traced=None)  # functions held it all
     ran = report.to_json(documents.profile(snapshots=(*snapshots, ended)))["profile"]
     assert [taken["at"] for taken in held.grown(ran)[:2]] == [9.0, 30.0] and held.grown(ran)[2] == rows
+    assert held.grown({**ran, "is_whole": False}) is None  # what ran when it was killed had let it go
+    peak = replace(snapshots[2], at=20.0, parts={"peak": 10**9}, traced=None)
+    untraced = replace(snapshots[2], traced=None)
+    passed = report.to_json(documents.profile(snapshots=(*snapshots[:2], peak, untraced, ended)))
+    assert held.grown(passed["profile"])[1]["at"] == 30.0
     alone = report.to_json(documents.profile(snapshots=documents.profile().snapshots[:1]))
     assert held.grown(alone["profile"]) is None
 
@@ -304,3 +309,10 @@ def test_markup_in_names_is_text():
     said = shown(report.to_json(profile))
     assert "[bold]x[/bold] [/nothing]" in said and "raised [red]" in said
     assert "peak RSS 110 MiB, 30.0 s" in text.in_a_line(documents.PROFILE)
+
+
+def test_the_snapshot_is_named_that_tools_were_held_against_each_other_in():
+    snapshots = documents.profile().snapshots
+    document = report.to_json(documents.profile(snapshots=(*snapshots, replace(snapshots[2], label="the last"))))
+    assert "what each tool says, at 'the last'" in shown(document)
+    assert "what each tool says\n" in shown(report.to_json(documents.profile(snapshots=())))

@@ -71,7 +71,7 @@ class Profiler:
     -----
     Nothing starts before it is asked for, and nothing in the agents changes. Any thread may call any method. What is
     looked at has another reference meanwhile: `ndarray.resize` refuses, and what ends then ends after the look, on the
-    thread that looked.
+    thread that looked, which cannot release a lock of the one that it was made on.
 
     Examples
     --------
@@ -258,7 +258,7 @@ class Profiler:
 
 
 def judged(samples: records.Samples) -> tuple[Trend, ...]:
-    """Whether each series grows, as far as it was sampled."""
+    """Whether each series grows, as far as it was sampled. RSS only by a MiB or more: looks leave some of it behind."""
     series = {"RSS": samples.rss, "traced": samples.traced, "agents": samples.agents}
     found = []
     for name, values in series.items():
@@ -267,7 +267,8 @@ def judged(samples: records.Samples) -> tuple[Trend, ...]:
             places, heights = np.array(known, float).T
             if len(known) >= FEWEST:  # in between it goes straight
                 heights = np.interp(np.arange(places[0], places[-1] + 1), places, heights)
-            found.append(detect_trend(heights, name=name, minimum_slope=growth.LEAST))
+            least = 2**20 / len(heights) if name == "RSS" else growth.LEAST
+            found.append(detect_trend(heights, name=name, minimum_slope=max(growth.LEAST, least)))
     return tuple(found)
 
 

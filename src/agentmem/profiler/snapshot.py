@@ -17,6 +17,7 @@ from contextlib import suppress
 from itertools import chain, islice
 from types import FrameType, ModuleType
 
+from agentmem._core import variables_of
 from agentmem.footprint import Walk
 from agentmem.profiler.agents import Agents, TooManyObjects, counters, holdings, named
 from agentmem.profiler.process import process_memory
@@ -124,17 +125,24 @@ def type_uses() -> tuple[TypeUse, ...]:
 
 
 def _all_objects() -> list[object]:
-    """What the garbage collector tracks, but frames, and what that refers to.
+    """What the garbage collector tracks, but frames, what the functions that run here hold, and what these refer to.
 
     Modules are not asked, as pympler's muppy does: what they hold is in their dicts, and in CPython 3.12.1 the one of
     asyncio gives away objects that it keeps for later, and the process never ends.
     """
     gc.collect()
-    tracked = [one for one in gc.get_objects() if type(one) is not FrameType]
-    found = {id(one): one for one in tracked}
-    for one in tracked:
-        if not issubclass(type(one), ModuleType):
-            found.update((id(held), held) for held in gc.get_referents(one) if not gc.is_tracked(held))
+    below = [one for one in gc.get_objects() if type(one) is not FrameType]
+    found = {id(one): one for one in below}
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None:
+        below.append(variables_of(caller))
+        caller = caller.f_back
+    while below:
+        one = below.pop()
+        for held in () if issubclass(type(one), ModuleType) else gc.get_referents(one):
+            if not gc.is_tracked(held) and id(held) not in found:  # no closure: it would be found, and have itself
+                found[id(held)] = held
+                below.append(held)
     return list(found.values())
 
 
