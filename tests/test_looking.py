@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +15,8 @@ import documents
 from agentmem import cli
 from agentmem.profiler import report
 from reference import same_environment
+
+SCHEMA = Path(report.__file__).with_name("schema.json")
 
 
 def invoke(*arguments):
@@ -112,6 +115,8 @@ def test_profile_reports_however_a_script_ends(script, tmp_path, source, code, e
         (["report", "nowhere.json"], "'nowhere.json' does not exist"),
         (["report", __file__, __file__, __file__], "3 files given"),
         (["report", __file__], "no whole JSON file"),
+        (["profile", SCHEMA], "schema.json is no script; to see a report: agentmem report"),
+        (["watch", SCHEMA], "schema.json is no script; to see a report: agentmem report"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(arguments, said):

@@ -176,6 +176,18 @@ def test_trends_are_by_sample_though_agents_are_looked_at_now_and_then():
     assert "traced" not in trends and profiler.profile().trends == ()
 
 
+def test_of_many_snapshots_of_one_name_the_first_is_marked():
+    profiler = Profiler()
+    for label in "while it runs", "while it runs", "", "", "while it runs":
+        profiler.snapshot(label)
+    assert [event.text for event in profiler.profile().events] == [
+        "while it runs", "snapshot 3", "snapshot 4", "while it runs",
+    ]  # fmt: skip
+    profiler.mark("again")
+    profiler.mark("again")
+    assert [event.text for event in profiler.profile().events][-2:] == ["again", "again"]
+
+
 @pytest.mark.parametrize(("rise", "verdict"), [(0.5 * MIB, "flat"), (4 * MIB, "growing")])
 def test_what_looks_leave_behind_is_no_growth_of_rss(rise, verdict):
     n = 120

@@ -266,6 +266,14 @@ def test_what_grew_between_looks_is_shown():
     assert held.grown(alone["profile"]) is None
 
 
+def test_parts_are_compared_as_when_most_was_held():
+    snapshots = documents.profile().snapshots
+    ended = replace(snapshots[2], at=30.5, label="end", parts={}, shared=(), traced=None)
+    one, other = (report.to_json(documents.profile(snapshots=(*given, ended))) for given in (snapshots[:2], snapshots))
+    changes = {change["what"]: change for change in report.before_after(one, other)["changes"]}
+    assert (changes["agents: log"]["before"], changes["agents: log"]["after"]) == (20_190, 64_190)
+
+
 def test_two_sweeps_side_by_side():
     measurements = [{**one, "belief_bytes_median": 1} for one in documents.SWEEP["measurements"]]
     changes = report.before_after(documents.SWEEP, {**documents.SWEEP, "measurements": measurements})["changes"]
@@ -308,7 +316,9 @@ def test_markup_in_names_is_text():
     profile = documents.profile(command="[bold]x[/bold]\n[/nothing]", ended="raised [red]")
     said = shown(report.to_json(profile))
     assert "[bold]x[/bold] [/nothing]" in said and "raised [red]" in said
-    assert "peak RSS 110 MiB, 30.0 s" in text.in_a_line(documents.PROFILE)
+    assert "peak RSS 110 MiB (90.0 MiB before the script), 30.0 s" in text.in_a_line(documents.PROFILE)
+    later = report.to_json(documents.profile(snapshots=documents.profile().snapshots[1:]))
+    assert "peak RSS 110 MiB, 30.0 s" in text.in_a_line(later)
 
 
 def test_the_snapshot_is_named_that_tools_were_held_against_each_other_in():

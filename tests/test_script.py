@@ -118,6 +118,21 @@ def test_a_script_that_raises(profiled):
     assert errors.startswith("Traceback") and "script.py" not in errors and errors.count("it.py") == 2
 
 
+def test_what_functions_held_that_raised_is_seen(profiled):
+    source = "def main():\n    table = list(range(10_000))\n    return table[-1] / 0\nmain()"
+    profile, _, _, _ = profiled(source)
+    [taken] = [taken for taken in profile.snapshots if taken.label == "raised"]
+    assert taken.parts["main().table"] > 300_000 and profile.ended == "raised ZeroDivisionError: division by zero"
+    assert "main().table" not in held(profile)
+
+
+def test_what_variables_do_not_hold_is_said(profiled):
+    profile, _, _, _ = profiled("kept = b'x' * 20_000_000\nbelow = type('Hidden', (), {'table': b'y' * 30_000_000})")
+    [said] = [note for note in profile.notes if "its variables held" in note]
+    more, seen = (float(part.split()[0]) for part in (said.partition("had ")[2], said.partition("held ")[2]))
+    assert 45 < more < 60 and 19 < seen < 20
+
+
 def test_a_script_that_cannot_be_compiled(profiled):
     profile, code, _, errors = profiled("x = (")
     assert code == 1 and profile.ended.startswith("raised SyntaxError") and "it.py" in errors

@@ -230,12 +230,32 @@ def test_files_below_its_directory_are_its_own(script, tmp_path, file, name):
     assert found == (set() if name is None else {name})
 
 
+def test_those_of_modules_below_its_directory_are_there(script, tmp_path, monkeypatch):
+    for place, name in (tmp_path, "beside"), (tmp_path.parent, "elsewhere"):
+        module = types.ModuleType(name)
+        vars(module).update(__file__=f"{place}/{name}.py", LOG=["leaks"], __builtins__={"len": len})
+        monkeypatch.setitem(sys.modules, name, module)
+    assert script("look()") == {"beside.LOG": ["leaks"]}
+
+
+def test_those_of_functions_that_raised_are_there(tmp_path):
+    main = types.ModuleType("__main__")
+    path = str(tmp_path / "it.py")
+    seen = Variables(main, path)
+    source = "def work(table):\n    raise ValueError\ndef main():\n    table = [1]\n    work(table)\nmain()"
+    with pytest.raises(ValueError) as raised:
+        exec(compile(source, path, "exec"), vars(main))
+    assert not [name for name, _ in seen["variables of it.py"] if "(" in name]
+    seen.raised = raised.tb
+    assert dict(seen["variables of it.py"])["work().table"] == [1]
+
+
 @pytest.mark.parametrize("library", [json.__file__, np.__file__, am.__file__])
 def test_a_script_in_a_directory_above_libraries_does_not_own_them(library):
     seen = Variables(types.ModuleType("__main__"), "/it.py")
-    assert seen._prefix(compile("", library, "exec")) is None
-    assert seen._prefix(compile("", "/it.py", "exec")) == ""
-    assert seen._prefix(compile("", "/nowhere/beside.py", "exec")) == "nowhere.beside."
+    assert seen._prefix(library) is None
+    assert seen._prefix("/it.py") == ""
+    assert seen._prefix("/nowhere/beside.py") == "nowhere.beside."
 
 
 def test_a_script_may_be_named_by_a_link_or_from_where_one_stands(tmp_path, monkeypatch):
@@ -244,10 +264,10 @@ def test_a_script_may_be_named_by_a_link_or_from_where_one_stands(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     seen = Variables(types.ModuleType("__main__"), "link/it.py")
     monkeypatch.chdir("/")
-    assert seen._prefix(compile("", "link/it.py", "exec")) == ""
-    assert seen._prefix(compile("", "link/other.py", "exec")) is None  # who knows from where
+    assert seen._prefix("link/it.py") == ""
+    assert seen._prefix("link/other.py") is None  # who knows from where
     for place in "link", "real":
-        assert seen._prefix(compile("", f"{tmp_path}/{place}/beside.py", "exec")) == "beside."
+        assert seen._prefix(f"{tmp_path}/{place}/beside.py") == "beside."
 
 
 def test_the_main_thread_comes_first(script):
@@ -295,7 +315,7 @@ def test_it_is_one_agent_by_the_name_of_the_script():
     vars(main)[3] = "three"
     found = Variables(main, "somewhere/it.py")
     assert list(found) == ["variables of it.py"] and len(found) == 1
-    assert found["variables of it.py"][-1] == ("(unnamed)", "three")
+    assert found["variables of it.py"] == [("(unnamed)", "three")]
     with pytest.raises(KeyError):
         found["it.py"]
 

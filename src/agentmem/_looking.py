@@ -114,8 +114,9 @@ def profile(
     agentmem profile --lines 1 simulation.py
 
     SCRIPT runs as `python SCRIPT ARGUMENTS` would, in a process of its own, where a thread samples memory and now and
-    then looks at the variables of the script and of its functions that run, not at child processes. However it ends,
-    what was seen until then is reported, marked so. Ends with the script's exit code.
+    then looks at the variables of the script, of modules below its directory, and of their functions that run; not at
+    child processes, nor at coroutines that wait. However it ends, what was seen until then is reported, marked so. Ends
+    with the script's exit code.
     """
     import click
 
@@ -124,6 +125,7 @@ def profile(
 
     check_installed()
     check_distinct([file], html_file, json_file, svg_file)
+    _check_is_script(file)
     with script.Run(file, arguments, interval=interval, lines=lines) as run:
         signal.signal(signal.SIGTERM, lambda *_: run.process.terminate())  # the script ends, and is reported
         seen = run.wait()
@@ -164,6 +166,7 @@ def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: P
         name, code = f"process {target}", 0
         is_over = not watching.is_running(looks[-1]) if looks else True
     elif os.path.isfile(target):
+        _check_is_script(Path(target))
         name, code = _follow_script(Path(target), arguments, interval, looks)
         is_over = True
     elif target.isdecimal():
@@ -177,6 +180,13 @@ def watch(target: str, arguments: tuple[str, ...], interval: float, json_file: P
         click.echo(f"{name} {ended}, after {last.seconds:.1f} s: peak RSS {in_units(last.peak_rss)}", err=True)
     write_json(json_file, report.of_looks(looks))
     sys.exit(code if code >= 0 else 128 - code)
+
+
+def _check_is_script(file: Path) -> None:
+    import click
+
+    if file.suffix == ".json":
+        raise click.UsageError(f"{file} is no script; to see a report: agentmem report {file}")
 
 
 def _follow(
@@ -221,7 +231,8 @@ def _follow_script(
                 _follow(run.process.pid, interval, looks, run, said if is_page else None)
             code = run.let_end()
         if is_page:
-            shutil.copyfileobj(said.open("rb"), sys.stdout.buffer)
+            with said.open("rb") as printed:
+                shutil.copyfileobj(printed, sys.stdout.buffer)
             sys.stdout.flush()
     return run.command, 130 if code is None else code
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+BEFORE = "before the script"  # the snapshot of what Python, NumPy and the profiler take
 Grown = tuple[dict[str, Any], dict[str, Any], list[tuple[str, int | None, int]]]
 
 
@@ -29,7 +30,7 @@ def fullest(snapshots: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def parts(taken: dict[str, Any]) -> list[tuple[str, int]]:
     """What the agents of a snapshot held, by part, all agents together and shared parts once; the largest first."""
-    rows = [(name, nbytes) for name, nbytes in (taken["parts"] or {}).items() if not _is_modules_own(name)]
+    rows = [(name, nbytes) for name, nbytes in (taken["parts"] or {}).items()]
     rows += [(f"{part['name']}, shared by {part['holders']}", part["nbytes"]) for part in taken["shared"] or ()]
     return sorted(rows, key=lambda row: (-row[1], row[0]))
 
@@ -61,7 +62,7 @@ def grown(profile: dict[str, Any]) -> Grown | None:
 
 
 def _part_bytes(taken: dict[str, Any]) -> dict[str, int]:
-    return {name: nbytes for name, nbytes in taken["parts"].items() if not _is_modules_own(name)}
+    return dict(taken["parts"])
 
 
 def _shared_bytes(taken: dict[str, Any]) -> dict[str, int]:
@@ -71,7 +72,3 @@ def _shared_bytes(taken: dict[str, Any]) -> dict[str, int]:
 def _lines(taken: dict[str, Any]) -> dict[str, int]:
     return {} if taken["traced"] is None else {line["where"]: line["nbytes"] for line in taken["traced"]["lines"]}
 
-
-def _is_modules_own(name: str) -> bool:
-    """As `__name__` and `__builtins__`."""
-    return name.startswith("__") and name.endswith("__")

@@ -166,7 +166,9 @@ class Profiler:
         )
         self._snapshots.append(taken)
         self._n_snapshots += 1
-        self._events.append(Event(taken.at, label or f"snapshot {self._n_snapshots}"))
+        mark = label or f"snapshot {self._n_snapshots}"
+        if not (self._events and self._events[-1].text == mark):  # of many looks the first is marked
+            self._events.append(Event(taken.at, mark))
         return taken
 
     @staticmethod

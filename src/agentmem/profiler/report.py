@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from agentmem.errors import CorruptData
 from agentmem.profiler import schema
+from agentmem.profiler.held import fullest
 from agentmem.profiler.records import Profile
 from agentmem.profiler.tables import SCHEMA
 from agentmem.profiler.watching import Look
@@ -147,9 +148,10 @@ def _of_profile(document: Document) -> Iterator[tuple[tuple[str, str], float | N
         for key, name in ("rss", "RSS"), ("pss", "PSS"), ("peak_rss", "peak RSS"):
             yield (f"{name}, last snapshot", "bytes"), last["process"][key]
         yield ("traced, last snapshot", "bytes"), last["traced"] and last["traced"]["nbytes"]
-        for part, nbytes in (last["parts"] or {}).items():
+        full = fullest(profile["snapshots"]) or last
+        for part, nbytes in (full["parts"] or {}).items():
             yield (f"agents: {part}", "bytes"), nbytes
-        for part in last["shared"] or ():
+        for part in full["shared"] or ():
             yield (f"shared: {part['name']}", "bytes"), part["nbytes"]
     for operation in profile["operations"]:
         yield (f"{operation['name']}: longest call", "s"), operation["longest"]

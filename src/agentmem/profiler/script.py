@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import IO, Self
 
 from agentmem.footprint import in_units
+from agentmem.profiler.held import BEFORE
 from agentmem.profiler.monitor import Profiler
 from agentmem.profiler.process import children_peak_rss, peak_rss, rss
 from agentmem.profiler.records import Profile
@@ -33,8 +34,9 @@ from agentmem.profiler.report import Document, from_json, to_json
 from agentmem.profiler.variables import Variables
 
 EVERY = 0.2       # seconds between two states
-FIRST_LOOK = 0.4  # seconds between two snapshots, and
-LOOK = 5.0        # when it has run for a while
+FIRST_LOOK = 0.2  # seconds between two snapshots, or
+SHARE = 0.1       # of the time that it has run, up to
+LOOK = 5.0        # seconds
 PATIENCE = 20     # times what a state or snapshot takes pass at least until the next one
 MOST_OBJECTS = 1_000_000  # of variables, that are looked at: more would take the script's time and memory
 FINISHED = "finished"
@@ -145,18 +147,26 @@ def _child() -> None:
     main = _main_module(script)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))
-    profiler = Profiler(Variables(main, script), interval=float(interval), lines=int(lines), most_objects=MOST_OBJECTS)
+    variables = Variables(main, script)
+    profiler = Profiler(variables, interval=float(interval), lines=int(lines), most_objects=MOST_OBJECTS)
     states = _States(profiler, Path(state))
     process = os.getpid()
     with profiler:
-        resident = profiler.snapshot("before the script").process.rss
+        resident = profiler.snapshot(BEFORE).process.rss
+        states.resident = resident
         states.notes = (
             f"{in_units(resident)} were resident before the script: Python, NumPy and this profiler",
-            "variables seen are the script's own, and those of functions that ran when it was looked at, where it or "
-            "a file below its directory defines them",
+            "variables seen are those of the script and of modules below its directory, and of their functions while "
+            "they run, not of coroutines that wait",
         )
         states.start()
-        ended, code = _run(main, script)
+
+        def look_at(error: BaseException) -> None:
+            variables.raised = error.__traceback__
+            states.look("raised")
+            variables.raised = None
+
+        ended, code = _run(main, script, look_at)
         if os.getpid() == process:  # not a fork that came back here
             states.stop()
             profiler.end_samples()  # what comes now is the profiler's
@@ -178,8 +188,8 @@ def _main_module(script: str) -> ModuleType:
     return main
 
 
-def _run(main: ModuleType, script: str) -> tuple[str, int]:
-    """How the script ended, and its exit code."""
+def _run(main: ModuleType, script: str, look_at: Callable[[BaseException], None]) -> tuple[str, int]:
+    """How the script ended, and its exit code. What it raises is looked at first."""
     ended, code = FINISHED, 0
     try:
         # Not under this file's `from __future__ import annotations`.
@@ -193,6 +203,8 @@ def _run(main: ModuleType, script: str) -> tuple[str, int]:
     except BaseException as error:
         error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        with suppress(KeyboardInterrupt):
+            look_at(error)
         try:
             sys.excepthook(type(error), error, error.__traceback__)
         except SystemExit as end:  # of a hook that the script put there
@@ -228,12 +240,13 @@ def _wait_for_threads() -> None:
 class _States:
     """A thread that writes what a profiler has seen, so that little is lost if the process is killed."""
 
-    __slots__ = ("_path", "_profiler", "_stop", "_taken", "_thread", "duration", "notes")
+    __slots__ = ("_path", "_profiler", "_stop", "_taken", "_thread", "duration", "notes", "resident")
 
     def __init__(self, profiler: Profiler, path: Path) -> None:
         self._profiler, self._path = profiler, path
         self.notes: tuple[str, ...] = ()
         self.duration: float | None = None  # of the script, when it has ended
+        self.resident = 0  # bytes, before the script
         self._taken = 0  # bytes resident, by the most costly look
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._go_on, name="agentmem-states", daemon=True)
@@ -267,6 +280,10 @@ class _States:
             taken = in_units(self._taken)
             notes += (f"RSS rose by up to {taken} while variables were looked at, which is in its peak",)
         profile = self._profiler.profile(ended=ended, notes=notes)
+        seen = max((taken.agent_bytes or 0 for taken in profile.snapshots), default=0)
+        more = in_units(max(0, peak_rss() - self.resident))
+        on_top = f"at its most the script had {more} more resident, and its variables held {in_units(seen)}"
+        profile = replace(profile, notes=(*profile.notes, on_top))
         if self.duration is not None:
             profile = replace(profile, duration=self.duration)
         with suppress(OSError):
@@ -274,15 +291,17 @@ class _States:
             unfinished.replace(self._path)
 
     def _go_on(self) -> None:
-        pause, look, looked, cost = EVERY, FIRST_LOOK, time.monotonic(), 0.0
+        pause, cost, started = EVERY, 0.0, time.monotonic()
+        looked = started
         while not self._stop.wait(pause):
             began = time.monotonic()
-            if began - looked > max(look, PATIENCE * cost):
+            look = min(max(FIRST_LOOK, SHARE * (began - started)), LOOK)
+            if began - looked >= max(look, PATIENCE * cost):
                 before, highest = rss(), peak_rss()
                 cost = self.look("while it runs")
                 peak = peak_rss()
                 self._taken = max(self._taken, (peak if peak > highest else rss()) - before)
-                look, looked = min(2 * look, LOOK), began
+                looked = began
             try:
                 self.write("still running")
             except Exception as error:  # the next one may be written

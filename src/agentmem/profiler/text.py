@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentmem.footprint import in_units
-from agentmem.profiler.held import fullest, grown, holder, parts
+from agentmem.profiler.held import BEFORE, fullest, grown, holder, parts
 from agentmem.profiler.live import shortened, sparkline
 from agentmem.profiler.report import Document
 from agentmem.profiler.tables import figure
@@ -37,7 +37,9 @@ def to_text(document: Document) -> RenderableType:
 def in_a_line(document: Document) -> str:
     """The most a profile's process had resident, for how long it ran, its largest variables, and what grows."""
     profile = document["profile"]
-    said = f"peak RSS {amount(_peak(profile), 'bytes')}, {figure(profile['duration'])} s"
+    before = [taken for taken in profile["snapshots"] if taken["label"] == BEFORE]
+    of_it = f" ({in_units(before[0]['process']['rss'])} before the script)" if before else ""
+    said = f"peak RSS {amount(_peak(profile), 'bytes')}{of_it}, {figure(profile['duration'])} s"
     full = fullest(profile["snapshots"])
     if full is not None and full["agents"]:
         largest = ", ".join(f"{name} {in_units(nbytes)}" for name, nbytes in parts(full)[:3] if nbytes >= 2**20)
@@ -158,7 +160,7 @@ def _held(taken: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text("\nwhat is held: no agents were looked at")
         return
     rows = [(name, in_units(nbytes)) for name, nbytes in parts(taken)[:MOST]]
-    yield _table(f"what {holder(taken)} held, at {taken['label']!r}", ("", ""), rows)
+    yield _table(f"what {holder(taken)} held, at {taken['at']:.1f} s, {taken['label']!r}", ("", ""), rows)
 
 
 def _lines_and_types(taken: dict[str, Any], last: dict[str, Any]) -> Iterator[RenderableType]:

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from types import CodeType, FrameType, ModuleType
+from traceback import walk_tb
+from types import CodeType, FrameType, ModuleType, TracebackType
 
 from agentmem._core import variables_of
 from agentmem.footprint import MAX_PARTS, Parts
@@ -23,17 +24,23 @@ UNNAMED = "(unnamed)"  # a key that is no text
 class Variables(Mapping[str, Parts]):
     """One agent, who holds the variables of the moment in which it is asked for: ``table``, ``main().robots``.
 
-    What several of them lead to belongs to the first: the script's own come first, then those of the functions of the
-    main thread, callers before what they called, then those of other threads. So a part does not change when a variable
-    goes along what another one holds, as in ``for robot in robots``. All calls of a function that run are one.
+    What several of them lead to belongs to the first: the script's own come first, then those of modules beside it, of
+    the functions of the main thread, callers before what they called, and of other threads. So a part does not change
+    when a variable goes along what another one holds, as in ``for robot in robots``. All calls of a function that run
+    are one.
 
     Parameters
     ----------
     main : module
         In which the script runs.
     script : str
-        Its path, as it was given. Functions are its own that are defined in it, or in a file below its directory that
-        is no library's. Of their variables the first 10,000 are seen.
+        Its path, as it was given. Modules are its own, and the functions in them, whose files lie below its directory
+        and are no library's. Of the variables of functions the first 10,000 are seen.
+
+    Attributes
+    ----------
+    raised : traceback or None
+        Of what ended the script: its functions, which have their variables until that is forgotten.
     """
 
     def __init__(self, main: ModuleType, script: str) -> None:
@@ -41,7 +48,8 @@ class Variables(Mapping[str, Parts]):
         self._name = f"variables of {os.path.basename(script)}"
         self._directory = Path(script).resolve().parent
         self._libraries = [Path(path).resolve() for path in LIBRARIES]
-        self._prefixes: dict[str, str | None] = {}  # of functions, by the file that defines them; None: not its own
+        self.raised: TracebackType | None = None
+        self._prefixes: dict[str, str | None] = {}  # of names, by the file
 
     def __iter__(self) -> Iterator[str]:
         yield self._name
@@ -52,8 +60,15 @@ class Variables(Mapping[str, Parts]):
     def __getitem__(self, name: str) -> Parts:
         if name != self._name:
             raise KeyError(name)
-        own = ((key if type(key) is str else UNNAMED, value) for key, value in vars(self._main).copy().items())
-        return Parts([*own, *self._in_functions()])
+        return Parts([*_of_module(self._main, ""), *self._in_modules(), *self._in_functions()])
+
+    def _in_modules(self) -> Iterator[tuple[str, object]]:
+        """Of the modules that are its own, and imported."""
+        for module in list(sys.modules.values()):
+            if type(module) is ModuleType and module is not self._main:
+                file = vars(module).get("__file__")
+                if type(file) is str and (prefix := self._prefix(file)) is not None:
+                    yield from _of_module(module, prefix)
 
     def _in_functions(self) -> list[tuple[str, object]]:
         tops, main = sys._current_frames(), threading.main_thread().ident
@@ -61,10 +76,13 @@ class Variables(Mapping[str, Parts]):
         calls: list[FrameType] = []
         try:
             for thread in sorted(tops, key=lambda thread: (thread != main, thread)):
-                calls += reversed([frame for frame in _stack(tops[thread]) if self._prefix(frame.f_code) is not None])
+                calls += reversed(list(_stack(tops[thread])))
+            if self.raised is not None:
+                calls += (frame for frame, _ in walk_tb(self.raised))
             found = (
-                (f"{self._prefix(frame.f_code)}{_called(frame.f_code)}.{name}", value)
+                (f"{prefix}{_called(frame.f_code)}.{name}", value)
                 for frame in calls
+                if (prefix := self._prefix(frame.f_code.co_filename)) is not None
                 for name, value in variables_of(frame).items()
             )
             return list(islice(found, MAX_PARTS))
@@ -72,9 +90,8 @@ class Variables(Mapping[str, Parts]):
             tops.clear()
             calls.clear()
 
-    def _prefix(self, code: CodeType) -> str | None:
-        """What goes before the names of functions: of the script's own nothing, of a module beside it the module's."""
-        file = code.co_filename
+    def _prefix(self, file: str) -> str | None:
+        """What goes before names in a file: in the script nothing, in a module beside it its name; None: not its."""
         if file not in self._prefixes:
             self._prefixes[file] = "" if file == self._script else self._module(file)
         return self._prefixes[file]
@@ -91,6 +108,13 @@ class Variables(Mapping[str, Parts]):
             return None
         names = path.relative_to(self._directory).with_suffix("").parts
         return "".join(f"{name}." for name in names if name != "__init__")
+
+
+def _of_module(module: ModuleType, prefix: str) -> Iterator[tuple[str, object]]:
+    for key, value in vars(module).copy().items():
+        name = key if type(key) is str else UNNAMED
+        if not (name.startswith("__") and name.endswith("__")):
+            yield prefix + name, value
 
 
 def _stack(top: FrameType | None) -> Iterator[FrameType]:
