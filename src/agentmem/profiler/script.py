@@ -260,14 +260,16 @@ class _States:
         self._thread.join()
 
     def look(self, label: str, *, types: bool = False, counters: bool = False) -> float:
-        """Take a snapshot, and return the seconds it took. What a script holds may raise when it is looked at."""
-        began = time.monotonic()
+        """Take a snapshot, and return the seconds it took, not those that this thread waited for the script's. What a
+        script holds may raise when it is looked at.
+        """
+        began = time.thread_time()
         try:
             if self._profiler.snapshot(label, types=types, counters=counters).agents is None:
                 self.note(f"its variables lead to over {MOST_OBJECTS:,} objects, and were not looked at then")
         except Exception as error:
             self.note(f"a look at what the script holds failed: {type(error).__name__}")
-        return time.monotonic() - began
+        return time.thread_time() - began
 
     def note(self, said: str) -> None:
         self.notes = tuple(dict.fromkeys([*self.notes, said]))
@@ -294,7 +296,7 @@ class _States:
         pause, cost, started = EVERY, 0.0, time.monotonic()
         looked = started
         while not self._stop.wait(pause):
-            began = time.monotonic()
+            began, cpu = time.monotonic(), time.thread_time()
             look = min(max(FIRST_LOOK, SHARE * (began - started)), LOOK)
             if began - looked >= max(look, PATIENCE * cost):
                 before, highest = rss(), peak_rss()
@@ -306,4 +308,4 @@ class _States:
                 self.write("still running")
             except Exception as error:  # the next one may be written
                 self.note(f"a state was not written: {type(error).__name__}")
-            pause = max(EVERY, PATIENCE * (time.monotonic() - began))
+            pause = max(EVERY, PATIENCE * (time.thread_time() - cpu))
