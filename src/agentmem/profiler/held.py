@@ -30,7 +30,7 @@ def fullest(snapshots: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def parts(taken: dict[str, Any]) -> list[tuple[str, int]]:
     """What the agents of a snapshot held, by part, all agents together and shared parts once; the largest first."""
-    rows = [(name, nbytes) for name, nbytes in (taken["parts"] or {}).items()]
+    rows = list((taken["parts"] or {}).items())
     rows += [(f"{part['name']}, shared by {part['holders']}", part["nbytes"]) for part in taken["shared"] or ()]
     return sorted(rows, key=lambda row: (-row[1], row[0]))
 
@@ -50,19 +50,14 @@ def grown(profile: dict[str, Any]) -> Grown | None:
     first = next(taken for taken in looked if taken["at"] >= 0.2 * last["at"])
     rows: list[tuple[str, int | None, int]] = []
     if first["parts"] is not None and last["parts"] is not None:
-        for names in _part_bytes, _shared_bytes:
-            before = names(first)
-            rows += [(name, before.get(name), nbytes) for name, nbytes in names(last).items()]
+        before, now = (taken["parts"] | _shared_bytes(taken) for taken in (first, last))
+        rows += [(name, before.get(name), nbytes) for name, nbytes in now.items()]
     lines = _lines(first)
     # Of many lines the largest are kept: one that is not in the first may have been there.
     rows += [(where, lines[where], nbytes) for where, nbytes in _lines(last).items() if where in lines]
     rows = [row for row in rows if row[2] > (row[1] or 0)]
     rows.sort(key=lambda row: ((row[1] or 0) - row[2], row[0]))
     return (first, last, rows) if rows else None
-
-
-def _part_bytes(taken: dict[str, Any]) -> dict[str, int]:
-    return dict(taken["parts"])
 
 
 def _shared_bytes(taken: dict[str, Any]) -> dict[str, int]:
