@@ -171,7 +171,7 @@ def test_a_script_that_is_killed(profiled, name):
     profile, code, _, _ = profiled(source)
     assert code == -getattr(signal, name)
     assert profile.ended == f"killed by {name}" and not profile.is_whole
-    assert max(profile.samples.rss) - profile.samples.rss[0] > 7 * MIB  # it was seen growing
+    assert max(profile.samples.rss) - profile.snapshots[0].process.rss > 7 * MIB  # it was seen growing
     assert profile.samples.seconds[-1] > 0.3
 
 
