@@ -157,9 +157,10 @@ def _child() -> None:
         states.start()
 
         def look_at(error: BaseException) -> None:
-            variables.raised = error.__traceback__
-            states.look("raised")
-            variables.raised = None
+            if os.getpid() == process:  # not a fork, in which other threads' locks may be held for ever
+                variables.raised = error.__traceback__
+                states.look("raised")
+                variables.raised = None
 
         ended, code = _run(main, script, look_at)
         if os.getpid() == process:  # not a fork that came back here
