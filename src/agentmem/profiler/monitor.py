@@ -269,8 +269,8 @@ def judged(samples: records.Samples) -> tuple[Trend, ...]:
             places, heights = np.array(known, float).T
             if len(known) >= FEWEST:  # in between it goes straight
                 heights = np.interp(np.arange(places[0], places[-1] + 1), places, heights)
-            least = 2**20 / len(heights) if name == "RSS" else growth.LEAST
-            found.append(detect_trend(heights, name=name, minimum_slope=max(growth.LEAST, least)))
+            least = max(growth.LEAST, 2**20 / len(heights)) if name == "RSS" else growth.LEAST
+            found.append(detect_trend(heights, name=name, minimum_slope=least))
     return tuple(found)
 
 

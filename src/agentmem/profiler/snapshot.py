@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
+from traceback import walk_stack
 from types import FrameType, ModuleType
 
 from agentmem._core import variables_of
@@ -133,10 +134,7 @@ def _all_objects() -> list[object]:
     gc.collect()
     below = [one for one in gc.get_objects() if type(one) is not FrameType]
     found = {id(one): one for one in below}
-    caller: FrameType | None = sys._getframe(1)
-    while caller is not None:
-        below.append(variables_of(caller))
-        caller = caller.f_back
+    below += (variables_of(caller) for caller, _ in walk_stack(sys._getframe(1)))
     while below:
         one = below.pop()
         for held in () if issubclass(type(one), ModuleType) else gc.get_referents(one):

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from traceback import walk_tb
+from traceback import walk_stack, walk_tb
 from types import CodeType, FrameType, ModuleType, TracebackType
 
 from agentmem._core import variables_of
@@ -76,7 +76,7 @@ class Variables(Mapping[str, Parts]):
         calls: list[FrameType] = []
         try:
             for thread in sorted(tops, key=lambda thread: (thread != main, thread)):
-                calls += reversed(list(_stack(tops[thread])))
+                calls += reversed([frame for frame, _ in walk_stack(tops[thread])])
             if self.raised is not None:
                 calls += (frame for frame, _ in walk_tb(self.raised))
             found = (
@@ -115,12 +115,6 @@ def _of_module(module: ModuleType, prefix: str) -> Iterator[tuple[str, object]]:
         name = key if type(key) is str else UNNAMED
         if not (name.startswith("__") and name.endswith("__")):
             yield prefix + name, value
-
-
-def _stack(top: FrameType | None) -> Iterator[FrameType]:
-    while top is not None:
-        yield top
-        top = top.f_back
 
 
 def _called(code: CodeType) -> str:
